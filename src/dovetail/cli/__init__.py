@@ -1,0 +1,1 @@
+"""The ``dovetail`` command: each command parses, calls one function, prints."""

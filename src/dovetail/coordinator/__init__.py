@@ -1,0 +1,1 @@
+"""Runs jobs over the partners' nodes, and never sees a row."""

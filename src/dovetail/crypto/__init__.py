@@ -1,0 +1,1 @@
+"""Keys, keystreams and canonical bytes: the one door to ``cryptography``."""

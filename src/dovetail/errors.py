@@ -1,0 +1,91 @@
+"""Every exception Dovetail raises on purpose.
+
+::
+
+    DovetailError
+    ├── SettingError          a file, option or argument of ours that cannot be used; says how to mend it
+    ├── AgreementError        the terms themselves are unusable: not in force, not signed, not forward
+    ├── PolicyError           a request was refused; names the rule
+    ├── SchemaError           a table does not fit what was declared; names the column
+    ├── DataError             a source cannot be read
+    ├── LedgerError           the ledger is damaged, or was asked for something it may never do
+    ├── PrivacyError          a guarantee cannot be stated: unknown event, bound not finite, bad δ
+    ├── ProtocolError
+    │   ├── LocalProtocolError    we would have broken the protocol
+    │   ├── RemoteProtocolError   they broke it
+    │   └── TooManyDropouts       too few parties are left to go on
+    └── TransportError        nothing was decided; trying again is reasonable
+
+Between companies an error message is a release: messages carry rules, columns, settings and party
+names. They never carry a value from a row, nor a count that is not bucketed.
+"""
+
+from __future__ import annotations
+
+
+class DovetailError(Exception):
+    """Root of the tree; ``str(error)`` is safe to send to another company."""
+
+
+class SettingError(DovetailError):
+    """A file, option or argument cannot be used; the message says how to mend it."""
+
+
+class AgreementError(DovetailError):
+    """The terms are unusable."""
+
+
+class PolicyError(DovetailError):
+    """A request was refused.
+
+    Attributes:
+        rule: the rule that refused it, one word of ``dovetail.agreement.policy.RULES``.
+    """
+
+    def __init__(self, rule: str, message: str) -> None:
+        super().__init__(f"{rule}: {message}")
+        self.rule = rule
+
+
+class SchemaError(DovetailError):
+    """A table or schema does not fit what was declared.
+
+    Attributes:
+        column: the column concerned, or ``None`` where the whole table is.
+    """
+
+    def __init__(self, message: str, column: str | None = None) -> None:
+        super().__init__(f"column {column!r}: {message}" if column else message)
+        self.column = column
+
+
+class DataError(DovetailError):
+    """A source cannot be read."""
+
+
+class LedgerError(DovetailError):
+    """The ledger is damaged, or was asked for something it may never do."""
+
+
+class PrivacyError(DovetailError):
+    """A privacy guarantee cannot be stated for what was asked."""
+
+
+class ProtocolError(DovetailError):
+    """A message that the protocol does not allow."""
+
+
+class LocalProtocolError(ProtocolError):
+    """This side would have broken the protocol."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The other side broke the protocol."""
+
+
+class TooManyDropouts(ProtocolError):  # noqa: N818 - the field's word
+    """Too few parties are left to go on."""
+
+
+class TransportError(DovetailError):
+    """A message could not be delivered; nothing was decided."""

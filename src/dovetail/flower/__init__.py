@@ -1,0 +1,1 @@
+"""Flower's messages, grid, client app and strategies: the one door to ``flwr``."""

@@ -1,0 +1,1 @@
+"""Ledgers and released models on disk: the one door to ``sqlalchemy`` and ``safetensors``."""

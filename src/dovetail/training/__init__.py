@@ -1,0 +1,1 @@
+"""Models and customer-level DP-SGD; knows neither networks nor files."""

@@ -1,0 +1,1 @@
+"""Moves bytes between a coordinator and its nodes, and decides nothing."""
