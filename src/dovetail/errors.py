@@ -3,8 +3,8 @@
 ::
 
     DovetailError
-    ├── SettingError          a file, option or argument of ours that cannot be used; says how to mend it
-    ├── AgreementError        the terms themselves are unusable: not in force, not signed, not forward
+    ├── SettingError          a file, option or argument cannot be used; says how to mend it
+    ├── AgreementError        the terms themselves are unusable
     ├── PolicyError           a request was refused; names the rule
     ├── SchemaError           a table does not fit what was declared; names the column
     ├── DataError             a source cannot be read
