@@ -1,9 +1,18 @@
-"""A small schema and task that many tests share."""
+"""A small schema, task and three partners that many tests share."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import date
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
 from dovetail.agreement.request import ModelSpec, TrainingTask
+from dovetail.agreement.terms import Budget, Partner, Terms
 from dovetail.schema import Category, Label, Number, Schema
+from dovetail.training.batch import Batch
 
 SCHEMA = Schema(
     name="customers",
@@ -29,3 +38,61 @@ TASK = TrainingTask(
     noise_multiplier=1.0,
     learning_rate=0.1,
 )
+
+
+class MemoryCustomers:
+    """Customers in plain arrays: one to three rows each, label decided by age and noise."""
+
+    def __init__(self, n: int, seed: int = 0) -> None:
+        dice = np.random.default_rng(seed)
+        rows = SCHEMA.max_rows_per_customer
+        self.mask = (np.arange(rows) < dice.integers(1, rows + 1, (n, 1))).astype(np.float32)
+        width = len(SCHEMA.number_features)
+        self.numbers = dice.uniform(-1, 1, (n, rows, width)).astype(np.float32)
+        self.numbers *= self.mask[..., None]
+        self.codes = dice.integers(0, 4, (n, rows, 1)) * (self.mask[..., None] > 0)
+        chance = 1 / (1 + np.exp(1.5 - 3 * self.numbers[..., 0]))
+        self.labels = (dice.random((n, rows)) < chance).astype(np.float32) * self.mask
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def batch(self, customers: npt.NDArray[np.int64]) -> Batch:
+        """Rows of these customers."""
+        return Batch(
+            self.numbers[customers],
+            self.codes[customers],
+            self.labels[customers],
+            self.mask[customers],
+        )
+
+
+def terms(**changes: Any) -> Terms:
+    """Terms of three partners of unequal size."""
+    period = (date(2024, 1, 1), date(2024, 12, 31))
+    standard = Terms(
+        name="loyalty",
+        version=1,
+        schema=SCHEMA,
+        partners=(
+            Partner("retailer", "retailer", 300, *period),
+            Partner("platform", "ad platform", 200, *period),
+            Partner("brand", "brand", 100, *period),
+        ),
+        purposes=("propensity",),
+        customers_overlap=False,
+        minimum_cohort=50,
+        budget=Budget(epsilon=8.0, delta=1e-3),
+        model_families=("logistic", "mlp", "embedding_mlp"),
+        protections=("local",),
+        max_parameters=10_000,
+        max_rounds=50,
+        max_steps=200,
+    )
+    return replace(standard, **changes)
+
+
+def customers() -> dict[str, MemoryCustomers]:
+    """Each partner's customers, a few more or fewer than declared."""
+    sizes = {"retailer": 304, "platform": 197, "brand": 102}
+    return {name: MemoryCustomers(n, seed) for seed, (name, n) in enumerate(sizes.items())}

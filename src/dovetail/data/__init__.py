@@ -1,1 +1,1 @@
-"""From a partner's files to bounded arrays of customers: the one door to ``duckdb``."""
+"""A partner's own table: read, checked, encoded and kept at hand; the door to DuckDB."""

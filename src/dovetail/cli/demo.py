@@ -1,0 +1,179 @@
+"""``dovetail demo``: the main job, from raw transactions to a report, in one command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from dovetail.cli.outcome import Code, complain, print_json
+
+if TYPE_CHECKING:
+    from dovetail.coordinator.app import JobEvent
+    from dovetail.simulation.demo import DemoResult, Watch
+    from dovetail.simulation.running import Progress as StudyProgress
+
+EPILOG = (
+    "Example: [bold]dovetail demo --epsilon 1 --epsilon 3 --seeds 5[/bold]. Needs no network; the "
+    "data come with the package."
+)
+
+
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for everything that is written.")
+    ] = Path("demo-output"),
+    epsilon: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--epsilon",
+            "-e",
+            help="Privacy budget of a whole job; repeat it to compare several. Default: 1, 3, 8.",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="Runs of everything, for the standard errors.")
+    ] = 3,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON on stdout.")
+    ] = False,
+) -> None:
+    """See what three partners gain from training together, and at which ε.
+
+    A retailer, a platform and a brand each hold households of a grocer. They train one model of
+    who redeems a campaign's coupons, through real nodes, a real coordinator and one ledger per
+    partner. Writes a report, the model with its card, the ledgers and all measurements.
+    """
+    from dovetail.simulation.demo import EPSILONS, run_demo
+
+    epsilons = tuple(epsilon) if epsilon else EPSILONS
+    console = Console(stderr=True, highlight=False)
+    try:
+        with _watching(console) as watch:
+            found = run_demo(
+                output,
+                date.today(),
+                epsilons=epsilons,
+                seeds=seeds,
+                watch=watch,
+            )
+    except KeyboardInterrupt:
+        complain("stopped; finished runs are kept: give the same command again to go on")
+        raise typer.Exit(Code.STOPPED) from None
+    if as_json:
+        print_json(_record(found))
+    else:
+        _show(found)
+
+
+def _record(found: DemoResult) -> dict[str, Any]:
+    places = {what: str(path) for what, path in found.places.items()}
+    return {"headline_epsilon": found.job.epsilon, "places": places, **found.result.to_record()}
+
+
+@contextmanager
+def _watching(console: Console) -> Iterator[Watch]:
+    from dovetail.simulation.demo import Watch
+
+    bar = Progress(
+        TextColumn("  {task.description:<42}"),
+        BarColumn(bar_width=14),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+    step = 0
+
+    def begin(sentence: str) -> None:
+        nonlocal step
+        step += 1
+        for task in bar.task_ids:
+            bar.remove_task(task)
+        bar.print(f"[bold]{step}[/bold] {sentence}")
+
+    def count(done: int, total: int, text: str) -> None:
+        if not bar.task_ids:
+            bar.add_task("")
+        bar.update(bar.task_ids[0], total=total, completed=done, description=text)
+
+    def study(progress: StudyProgress) -> None:
+        count(progress.done, progress.total, progress.latest or "starting")
+
+    def job(event: JobEvent) -> None:
+        if event.kind == "round":
+            count(event.round, event.rounds, "rounds of the job")
+        else:
+            bar.print(f"  {' '.join(filter(None, (event.partner, event.kind, event.text)))}")
+
+    with bar:
+        yield Watch(step=begin, study=study, job=job)
+
+
+def _show(found: DemoResult) -> None:
+    from dovetail.simulation.report import headline
+
+    console = Console(highlight=False)
+    console.print()
+    console.print(headline(found.result, found.job.epsilon), style="bold", markup=False)
+    console.print()
+    console.print(_gains(found))
+    console.print(_by_epsilon(found))
+    console.print("Test scores are the researcher's view over raw rows: not private.", style="dim")
+    console.print()
+    for what, path in found.places.items():
+        console.print(f"{what:<20} {path}", markup=False, soft_wrap=True)
+
+
+def _gains(found: DemoResult) -> Table:
+    from dovetail.simulation.results import ALL
+    from dovetail.simulation.study_result import shown
+
+    result = found.result
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="")
+    unit = f"{result.schema.unit}s"
+    table.add_column("partner")
+    for heading in (unit, "alone", "joint", "gain", "ε", "δ"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    declared = {partner.name: partner.declared_customers for partner in result.partners}
+    for row in result.table().rows:
+        if row.epsilon == found.job.epsilon:
+            name = "all together" if row.partner == ALL else row.partner
+            customers = declared.get(row.partner, sum(declared.values()))
+            table.add_row(
+                name,
+                f"{customers:,}",
+                shown(row.alone),
+                shown(row.joint),
+                shown(row.gain, "+") if row.partner != ALL else shown(None),
+                f"{row.epsilon:g}",
+                f"{row.delta:g}",
+            )
+    seeds = len(result.study.seeds)
+    plural = "seed" if seeds == 1 else "seeds"
+    table.title = f"Test AUC ± standard error over {seeds} {plural}, on each partner's own {unit}"
+    return table
+
+
+def _by_epsilon(found: DemoResult) -> Table:
+    from dovetail.simulation.results import ALL
+    from dovetail.simulation.study_result import shown
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="")
+    table.title = "The same on everyone's held-out rows, at each ε"
+    for heading in ("ε", "joint", "one company, same ε", "one company, no privacy"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in found.result.table().rows:
+        if row.partner == ALL:
+            private, ceiling = shown(row.pooled_dp), shown(row.pooled)
+            table.add_row(f"{row.epsilon:g}", shown(row.joint), private, ceiling)
+    return table

@@ -1,0 +1,48 @@
+"""The command ``dovetail``: each command parses, calls one function and prints."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dovetail import __version__
+from dovetail.cli import check, demo, simulate
+from dovetail.cli.outcome import Commands
+
+app = typer.Typer(
+    name="dovetail",
+    cls=Commands,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with [bold]dovetail demo[/bold]. Exit codes: 0 done, 1 the answer is no, "
+    "2 settings or usage, 130 stopped by Ctrl-C.",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"dovetail {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def dovetail(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Companies that may not share customer data answer questions and train models together."""
+
+
+app.command(epilog=simulate.EPILOG)(simulate.simulate)
+app.command(epilog=check.EPILOG)(check.check)
+app.command()(demo.demo)
+
+
+def main() -> None:
+    """Runs the command line."""
+    app()

@@ -1,0 +1,157 @@
+"""Where a partner's rows are: Parquet or CSV files, or SQL over them; read lazily by DuckDB."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dovetail.data.engine import ROWS, Limits, Session, literal, quote, session
+from dovetail.errors import DataError
+
+_PARQUET, _CSV = (".parquet", ".pq"), (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+_FILES_TABLE = "files"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows to read, described and not yet opened; make one with :meth:`files` or :meth:`sql`.
+
+    Attributes:
+        tables: path of each named table: one file, a glob, or a folder of files of one format.
+        query: SQL over those names.
+        as_text: whether CSV columns stay text, to be read as the schema declares them.
+    """
+
+    tables: tuple[tuple[str, Path], ...]
+    query: str
+    as_text: bool
+
+    @classmethod
+    def files(cls, path: Path) -> Source:
+        """All rows of one file, of the files that match a glob, or of those in a folder.
+
+        CSV files have a header. Their columns are typed by the schema, not by guessing; an empty
+        field is NULL. The files' columns are matched by name.
+        """
+        return cls(((_FILES_TABLE, path),), f"FROM {_FILES_TABLE}", as_text=True)
+
+    @classmethod
+    def sql(cls, query: str, tables: Mapping[str, Path]) -> Source:
+        """The result of one SELECT over named tables.
+
+        The types of CSV columns are found by reading the whole file, so that a late surprise is
+        a type error in the query and not a failure half-way.
+        """
+        return cls(tuple(tables.items()), query, as_text=False)
+
+    @contextmanager
+    def open(self, limits: Limits) -> Iterator[Session]:
+        """A session in which the rows stand under the view :data:`~dovetail.data.engine.ROWS`.
+
+        Raises:
+            DataError: a file is missing or unreadable, or the query does not fit; the message
+                says how to mend it and holds no value.
+        """
+        with _opened(self, limits) as opened:
+            yield opened
+
+
+def run_query(
+    query: str, tables: Mapping[str, Path], limits: Limits | None = None
+) -> list[tuple[Any, ...]]:
+    """The rows of a small result; a large one belongs into :func:`materialise`.
+
+    Raises:
+        DataError: as :meth:`Source.open`.
+    """
+    with Source.sql(query, tables).open(limits or Limits()) as opened:
+        return opened.rows(f"FROM {quote(ROWS)}")
+
+
+def materialise(
+    query: str, tables: Mapping[str, Path], destination: Path, limits: Limits | None = None
+) -> None:
+    """Write a query's result to a Parquet file that only its owner can read (mode 0600).
+
+    The file appears under its name when it is complete, or not at all. Without a work folder of
+    its own the query spills beside ``destination``, whose folder must exist.
+
+    Raises:
+        DataError: as :meth:`Source.open`; or the destination cannot be written.
+    """
+    limits = limits or Limits()
+    limits = replace(limits, work_folder=limits.work_folder or destination.parent)
+    partial = destination.absolute().with_name(f".{destination.name}.partial")
+    source = Source.sql(query, tables)
+    try:
+        partial.unlink(missing_ok=True)
+        partial.touch(mode=0o600)
+        with _opened(source, limits, writable=partial) as opened:
+            options = "FORMAT parquet, USE_TMP_FILE false"
+            opened.run(f"COPY (FROM {quote(ROWS)}) TO {literal(str(partial))} ({options})")
+        partial.replace(destination)
+    except OSError:
+        raise DataError(f"{destination.name!r} cannot be written in its folder") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _opened(source: Source, limits: Limits, writable: Path | None = None) -> Iterator[Session]:
+    files = {name: _matching(path) for name, path in source.tables}
+    readable = [file for matched in files.values() for file in matched]
+    with session(limits, readable, [writable] if writable else []) as opened:
+        for name, matched in files.items():
+            opened.create_view(name, _reader(matched, source.as_text))
+        opened.create_user_view(ROWS, source.query)
+        yield opened
+
+
+def _matching(path: Path) -> list[Path]:
+    """The files at ``path``, sorted, all of one format and not obviously broken."""
+    if path.is_dir():
+        found = [file for file in path.iterdir() if not file.name.startswith((".", "_"))]
+    elif path.is_file():
+        found = [path]
+    else:
+        found = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207
+    files = sorted(file.absolute() for file in found if file.is_file())
+    if not files:
+        raise DataError(f"no file found at {path.name!r}: check the path")
+    if not (_all_end(files, _PARQUET) or _all_end(files, _CSV)):
+        raise DataError(f"{path.name!r} must hold Parquet files only, or CSV files only")
+    for file in files:
+        _require_readable(file)
+    return files
+
+
+def _require_readable(file: Path) -> None:
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(4)
+            opened.seek(max(file.stat().st_size - 4, 0))
+            tail = opened.read(4)
+    except OSError:
+        raise DataError(f"file {file.name!r} cannot be opened: check its permissions") from None
+    if not head:
+        raise DataError(f"file {file.name!r} is empty")
+    if _all_end([file], _PARQUET) and not head == tail == b"PAR1":
+        raise DataError(f"file {file.name!r} is truncated or no Parquet file; write it anew")
+
+
+def _reader(files: list[Path], as_text: bool) -> str:
+    paths = "[" + ", ".join(literal(str(file)) for file in files) + "]"
+    if _all_end(files, _PARQUET):
+        options = "union_by_name = true, hive_partitioning = false"
+        return f"SELECT * FROM read_parquet({paths}, {options})"  # noqa: S608 - quoted above
+    types = "all_varchar = true" if as_text else "sample_size = -1"
+    options = f"header = true, union_by_name = true, hive_partitioning = false, {types}"
+    return f"SELECT * FROM read_csv({paths}, {options})"  # noqa: S608 - quoted above
+
+
+def _all_end(files: list[Path], endings: tuple[str, ...]) -> bool:
+    return all(file.name.lower().endswith(endings) for file in files)

@@ -1,0 +1,179 @@
+"""What a coordinator can ask of a node, as Flower messages: propose, train, close.
+
+A coordinator sends data, never code. Every message that starts work carries the whole request, so
+that a node can compare it with the one it admitted and needs no memory but its ledger.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from dovetail.errors import RemoteProtocolError
+from dovetail.flower.client import client_app, get_state, put_state
+from dovetail.flower.grid import ARRAYS, METRICS, WEIGHT
+from dovetail.flower.records import (
+    NamedArrays,
+    array_record,
+    config_record,
+    metric_record,
+    named_arrays,
+)
+
+PROPOSE = "query.propose"
+TRAIN = "train"
+CLOSE = "query.close"
+CONFIG = "config"
+"""Record that holds settings, in requests and in replies."""
+
+Record = Mapping[str, object]
+"""JSON-able data."""
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What a node answers to one round.
+
+    Attributes:
+        arrays: the model after its local steps.
+        weight: its public weight, > 0.
+        state: its optimiser's, which stays at the node.
+    """
+
+    arrays: NamedArrays
+    weight: float
+    state: NamedArrays
+
+
+class Actions(Protocol):
+    """What a node can do; each raises a ``DovetailError`` to refuse."""
+
+    def propose(self, request: Record, terms_digest: str) -> Record:
+        """Judges a request and reserves its cost; answers with the permit."""
+        ...
+
+    def train(
+        self, request: Record, number: int, arrays: NamedArrays, state: NamedArrays
+    ) -> Contribution:
+        """Contributes to round ``number`` of an admitted request."""
+        ...
+
+    def close(self, job: str) -> None:
+        """Ends a job."""
+        ...
+
+
+def node_app(actions_of: Callable[[Context], Actions]) -> ClientApp:
+    """The client app of a node.
+
+    Args:
+        actions_of: the node that a context belongs to.
+    """
+
+    def propose(message: Message, context: Context) -> Message:
+        request, config = _request_of(message)
+        permit = actions_of(context).propose(request, str(config.get("terms", "")))
+        return _reply(message, {CONFIG: config_record({"permit": json.dumps(permit)})})
+
+    def train(message: Message, context: Context) -> Message:
+        request, config = _request_of(message)
+        number = config.get("server-round")
+        if type(number) is not int:
+            raise RemoteProtocolError("a training message names its round")
+        job = str(request.get("job", ""))
+        state = cast("NamedArrays", get_state(context, job) or {})
+        arrays = cast("NamedArrays", named_arrays(_arrays_of(message)))
+        contribution = actions_of(context).train(request, number, arrays, state)
+        put_state(context, job, contribution.state)
+        return _reply(
+            message,
+            {
+                ARRAYS: array_record(contribution.arrays),
+                METRICS: metric_record({WEIGHT: contribution.weight}),
+            },
+        )
+
+    def close(message: Message, context: Context) -> Message:
+        job = str(_config_of(message).get("job", ""))
+        context.state.pop(job, None)
+        actions_of(context).close(job)
+        return _reply(message, {CONFIG: config_record({})})
+
+    return client_app({PROPOSE: propose, TRAIN: train, CLOSE: close})
+
+
+def propose_message(node: int, request: Record, terms_digest: str) -> Message:
+    """Asks a node for its permit."""
+    config = config_record({"request": json.dumps(request), "terms": terms_digest})
+    return Message(RecordDict({CONFIG: config}), node, PROPOSE)
+
+
+def train_messages(
+    weights: Mapping[int, float], number: int, request: Record, arrays: NamedArrays
+) -> list[Message]:
+    """Asks every node in ``weights`` for its contribution to round ``number``."""
+    config = config_record({"request": json.dumps(request), "server-round": number})
+    content = RecordDict({ARRAYS: array_record(arrays), CONFIG: config})
+    return [Message(content, node, TRAIN, group_id=str(number)) for node in weights]
+
+
+def close_message(node: int, job: str) -> Message:
+    """Tells a node that a job has ended."""
+    return Message(RecordDict({CONFIG: config_record({"job": job})}), node, CLOSE)
+
+
+def permit_of(reply: Message) -> Record:
+    """The permit in a node's reply to :func:`propose_message`.
+
+    Raises:
+        RemoteProtocolError: there is none.
+    """
+    return _json(_config_of(reply).get("permit"))
+
+
+def arrays_of(reply: Message) -> dict[str, npt.NDArray[np.float32]]:
+    """The arrays of a reply that a :class:`~dovetail.flower.grid.CheckedGrid` let through."""
+    return {
+        name: cast("npt.NDArray[np.float32]", array)
+        for name, array in named_arrays(_arrays_of(reply)).items()
+    }
+
+
+def _reply(message: Message, records: dict[str, object]) -> Message:
+    return Message(RecordDict(records), reply_to=message)  # type: ignore[arg-type]
+
+
+def _request_of(message: Message) -> tuple[Record, Mapping[str, object]]:
+    config = _config_of(message)
+    return _json(config.get("request")), config
+
+
+def _config_of(message: Message) -> Mapping[str, object]:
+    config = message.content.config_records.get(CONFIG)
+    if config is None:
+        raise RemoteProtocolError("the message has no settings")
+    return cast("Mapping[str, object]", config)
+
+
+def _arrays_of(message: Message) -> ArrayRecord:
+    arrays = message.content.array_records.get(ARRAYS)
+    if arrays is None:
+        raise RemoteProtocolError("the message has no arrays")
+    return arrays
+
+
+def _json(text: object) -> Record:
+    try:
+        record = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise RemoteProtocolError("the message holds no readable record")
+    return record

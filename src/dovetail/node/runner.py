@@ -1,0 +1,89 @@
+"""Turns a permitted round into a contribution; the gate has been paid before this is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dovetail.agreement.request import Request
+from dovetail.privacy.sampler import SecureSampler
+from dovetail.schema import Schema
+from dovetail.training.batch import Batch, Customers
+from dovetail.training.dp_sgd import RoundResult, train_round
+
+Arrays = Mapping[str, npt.NDArray[np.float32]]
+Dice = Callable[[str, int], SecureSampler]
+"""Randomness for one (job, round)."""
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Computes contributions from one partner's customers.
+
+    Attributes:
+        customers: the partner's rows.
+        schema: the columns that ``customers`` holds.
+        declared_customers: the public number of customers in the terms, which normalises.
+        dice: the randomness of a (job, round). A production node draws a fresh key each time;
+            only a simulation repeats itself.
+    """
+
+    customers: Customers
+    schema: Schema
+    declared_customers: int
+    dice: Dice
+
+    def contribute(
+        self, request: Request, number: int, arrays: Arrays, optimizer_state: Arrays
+    ) -> RoundResult:
+        """The partner's model after its local steps, and its optimiser's state.
+
+        Args:
+            request: an admitted request.
+            number: the round, which the gate has begun.
+            arrays: the model that the round starts from.
+            optimizer_state: what the previous round returned; empty in the first.
+
+        Guarantees: each of the round's ``local_steps`` releases ``request.task.event`` and
+        nothing else that depends on a row.
+        """
+        task = request.task
+        selected = self.schema.select(task.features)
+        return train_round(
+            arrays,
+            self._columns(selected),
+            selected,
+            task,
+            self.declared_customers,
+            self.dice(request.job, number),
+            optimizer_state,
+        )
+
+    def _columns(self, selected: Schema) -> Customers:
+        if selected == self.schema:
+            return self.customers
+        return _Columns(self.customers, self.schema, selected)
+
+
+class _Columns:
+    """Some columns of the customers."""
+
+    def __init__(self, customers: Customers, schema: Schema, selected: Schema) -> None:
+        self._customers = customers
+        self._numbers = [schema.number_features.index(n) for n in selected.number_features]
+        self._codes = [schema.categories.index(c) for c in selected.categories]
+
+    def __len__(self) -> int:
+        return len(self._customers)
+
+    def batch(self, customers: npt.NDArray[np.int64]) -> Batch:
+        whole = self._customers.batch(customers)
+        return Batch(
+            numbers=whole.numbers[..., self._numbers],
+            codes=whole.codes[..., self._codes],
+            labels=whole.labels,
+            mask=whole.mask,
+        )

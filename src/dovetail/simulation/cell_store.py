@@ -1,0 +1,131 @@
+"""Finished runs on disk, so that a study goes on where it stopped.
+
+A run's file is named after a digest of all that decides its result: the model and training, the
+data, the ε, the seed, this version of Dovetail. A file that is there is therefore right, and one
+that belongs to another study is never found. Files appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from dovetail import __version__
+from dovetail.crypto import canonical
+from dovetail.errors import DataError, SettingError
+from dovetail.simulation.comparison import Cell, CellResult
+from dovetail.simulation.results import Measurement
+from dovetail.simulation.study import Study
+
+
+class CellStore:
+    """The finished runs in one folder."""
+
+    def __init__(self, folder: Path, study: Study, data_digest: str) -> None:
+        """Opens the store; the folder must exist.
+
+        Args:
+            folder: where files lie.
+            study: what is run.
+            data_digest: of the ground it is run on.
+        """
+        self._folder = folder
+        self._shared = {
+            "version": __version__,
+            "data": data_digest,
+            "training": asdict(study.training),
+            "delta": study.privacy.delta,
+            "minimum_cohort": study.privacy.minimum_cohort,
+            "customers_overlap": study.privacy.customers_overlap,
+            "every_rounds": study.evaluation.every_rounds,
+        }
+
+    def load(self, cell: Cell) -> CellResult | None:
+        """What this run measured, or ``None`` if it is not finished."""
+        try:
+            with np.load(self._path(cell), allow_pickle=False) as arrays:
+                records = json.loads(str(arrays["measurements"]))
+                scores = arrays["scores"].astype(np.float32)
+            return CellResult(tuple(Measurement(**record) for record in records), scores)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # damaged, by whatever else than this program: it is run again
+
+    def save(self, cell: Cell, result: CellResult) -> None:
+        """Keeps a finished run.
+
+        Raises:
+            DataError: the disk is full or the folder cannot be written; nothing half is left.
+        """
+        records = [asdict(measurement) for measurement in result.measurements]
+        buffer = BytesIO()
+        np.savez(buffer, measurements=np.array(json.dumps(records)), scores=result.scores)
+        write_whole(self._path(cell), buffer.getvalue())
+
+    def _path(self, cell: Cell) -> Path:
+        name = canonical.digest({**self._shared, "cell": asdict(cell)})
+        return self._folder / f"{name[:32]}.npz"
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that appears under its name when it is complete and on disk.
+
+    Raises:
+        DataError: the disk is full or the folder cannot be written; nothing half is left.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise DataError(f"{path.name!r} cannot be written: {_reason(error)}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and its parents, if they are not there.
+
+    Raises:
+        DataError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"folder {folder.name!r} cannot be made: {_reason(error)}") from None
+
+
+@contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Holds a folder for one run at a time; the kernel lets go of it however the run ends.
+
+    Raises:
+        SettingError: another process is running a study there.
+    """
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SettingError(
+                f"another run is writing to {folder.name!r}: wait for it, or choose another folder"
+            ) from None
+        yield
+
+
+def _reason(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "the disk is full; free some space and run again, what was finished is kept"
+    return f"{(error.strerror or 'input/output error').lower()}; what was finished is kept"

@@ -1,0 +1,188 @@
+"""From a study's data to its ground: tables by partner, held-out customers apart, encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from hashlib import sha256
+from pathlib import Path
+
+from dovetail.agreement.record import require
+from dovetail.agreement.terms import Partner, rounded
+from dovetail.data.customers import prepare
+from dovetail.data.source import Source
+from dovetail.errors import SchemaError, SettingError
+from dovetail.schema import Schema, load_schema
+from dovetail.simulation import complete_journey, datasets, hillstrom, partition
+from dovetail.simulation.cell_store import make_folder
+from dovetail.simulation.ground import PartnerRows, Recipe
+from dovetail.simulation.partition import PartnerFiles
+from dovetail.simulation.study import DEFAULT_TEST_SHARE, Study, StudyData
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A study's data before it is shared out.
+
+    Attributes:
+        schema: what the table holds.
+        table: all rows; ``None`` where each partner brings its own file.
+        features: the columns to train on unless the study says otherwise.
+        column: the column that tells partners apart, where there is a natural one.
+        partners: the values of that column that are each partner's.
+        held_out: customers that the data set itself marks to be tested on.
+        first_day: of the data.
+        last_day: of the data.
+    """
+
+    schema: Schema
+    table: Path | None
+    features: tuple[str, ...]
+    first_day: date
+    last_day: date
+    column: str | None = None
+    partners: Mapping[str, tuple[str, ...]] | None = None
+    held_out: frozenset[str] | None = None
+
+
+def prepare_ground(study: Study, folder: Path) -> Recipe:
+    """Shares customers out, holds some back, and writes everyone's arrays below ``folder``.
+
+    What a partner declares in its terms is the number of its training customers to two
+    significant digits. In production a partner declares that number itself; a study takes it off
+    the data, which is a release that nobody accounts for, and fine on data one may see.
+
+    Raises:
+        DovetailError: the data cannot be read, do not fit the schema, or cannot be split so.
+    """
+    origin = _origin(study.data, folder)
+    schema = _selected(origin, study.training.features)
+    rows = []
+    for number, (name, files) in enumerate(_shared_out(study, origin, folder).items()):
+        rows.append(_prepared(name, files, origin, schema, folder / f"{number}"))
+    return Recipe(schema, tuple(rows))
+
+
+def _prepared(
+    name: str, files: PartnerFiles, origin: Origin, schema: Schema, folder: Path
+) -> PartnerRows:
+    make_folder(folder)
+    secret = sha256(b"dovetail study, rows kept of a customer").digest()
+    try:
+        for part, table in (("training", files.train), ("held out", files.test)):
+            prepare(Source.files(table), schema, folder / part, secret)
+    except SchemaError as error:
+        raise SchemaError(f"partner {name!r}: {error}") from None
+    declared = rounded(files.train_customers)
+    partner = Partner(name, name, declared, origin.first_day, origin.last_day)
+    return PartnerRows(partner, folder / "training", folder / "held out")
+
+
+def _shared_out(study: Study, origin: Origin, folder: Path) -> Mapping[str, PartnerFiles]:
+    key, split = origin.schema.key, study.evaluation
+    if origin.table is None:
+        return {
+            name: _own_file(name, Path(file), key, study, folder / f"files-{number}")
+            for number, (name, (file,)) in enumerate(study.partition.partners)
+        }
+    assignment = _assignment(study, origin, origin.table)
+    test = origin.held_out
+    if test is None or split.test_share is not None:
+        test = partition.held_out(assignment, split.test_share or DEFAULT_TEST_SHARE, split.seed)
+    return partition.write(origin.table, key, assignment, test, folder)
+
+
+def _own_file(name: str, file: Path, key: str, study: Study, folder: Path) -> PartnerFiles:
+    make_folder(folder)
+    split = study.evaluation
+    assignment = dict.fromkeys(partition.customers(file, key), name)
+    share = split.test_share or DEFAULT_TEST_SHARE
+    test = partition.held_out(assignment, share, split.seed)
+    require(bool(assignment), f"partner {name!r} has no customers")
+    return partition.write(file, key, assignment, test, folder)[name]
+
+
+def _assignment(study: Study, origin: Origin, table: Path) -> dict[str, str]:
+    asked, key = study.partition, origin.schema.key
+    names = [name for name, _ in asked.partners]
+    if asked.kind == "size":
+        keys = partition.customers(table, key)
+        return partition.by_size(keys, names, asked.skew, asked.seed)
+    column = asked.column or origin.column
+    if column is None:
+        raise SettingError(
+            "[partition]: 'column' must name the column that tells partners apart, "
+            "or kind = 'size' share customers out at random"
+        )
+    natural = origin.partners if column == origin.column else None
+    return partition.by_column(table, key, column, dict(asked.partners) or natural)
+
+
+def _selected(origin: Origin, features: tuple[str, ...]) -> Schema:
+    try:
+        return origin.schema.select(features or origin.features)
+    except SchemaError as error:
+        raise SettingError(f"[training]: features: {error}") from None
+
+
+def _origin(data: StudyData, folder: Path) -> Origin:
+    """The study's data, written below ``folder`` where it must be built first."""
+    table = folder / "table.parquet"
+    if data.dataset == "complete_journey":
+        return _complete_journey(table)
+    if data.dataset == "hillstrom":
+        return _hillstrom(data, table)
+    return _synthetic(data, table) if data.dataset == "synthetic" else _own(data)
+
+
+def _complete_journey(table: Path) -> Origin:
+    complete_journey.build(table)
+    return Origin(
+        schema=complete_journey.schema(),
+        table=table,
+        features=complete_journey.features(),
+        first_day=complete_journey.FIRST_DAY,
+        last_day=complete_journey.LAST_DAY,
+        column=complete_journey.PARTNER_COLUMN,
+        partners=complete_journey.PARTNERS,
+    )
+
+
+def _hillstrom(data: StudyData, table: Path) -> Origin:
+    assert data.file is not None  # noqa: S101 - StudyData checked it
+    hillstrom.build(data.file, table)
+    return Origin(
+        schema=hillstrom.SCHEMA,
+        table=table,
+        features=_columns(hillstrom.SCHEMA),
+        first_day=hillstrom.FIRST_DAY,
+        last_day=hillstrom.LAST_DAY,
+        column=hillstrom.PARTNER_COLUMN,
+        partners=hillstrom.PARTNERS,
+        held_out=hillstrom.held_out(table),
+    )
+
+
+def _synthetic(data: StudyData, table: Path) -> Origin:
+    schema = datasets.synthetic(table, customers=data.customers, seed=data.seed)
+    return Origin(
+        schema=schema,
+        table=table,
+        features=_columns(schema),
+        first_day=datasets.FIRST_DAY,
+        last_day=datasets.LAST_DAY,
+        column=datasets.PARTNER_COLUMN,
+    )
+
+
+def _own(data: StudyData) -> Origin:
+    assert data.schema is not None  # noqa: S101 - StudyData checked it
+    assert data.first_day is not None  # noqa: S101 - likewise
+    assert data.last_day is not None  # noqa: S101 - likewise
+    schema = load_schema(data.schema)
+    return Origin(schema, data.file, _columns(schema), data.first_day, data.last_day)
+
+
+def _columns(schema: Schema) -> tuple[str, ...]:
+    return tuple(column.name for column in schema.columns)

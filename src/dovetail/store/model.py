@@ -1,0 +1,275 @@
+"""A released model in a folder: its arrays, and a card that says what it is and what it cost.
+
+``model.safetensors`` holds the arrays, ``card.json`` the card for programs and ``card.md`` the same
+for people. Each file is written beside its place and then renamed into it, the card last; since the
+card names the arrays by their digest, a folder in which that was interrupted is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from dovetail.agreement import request as requests
+from dovetail.agreement import terms as agreed
+from dovetail.agreement.record import Fields, require
+from dovetail.agreement.request import Request
+from dovetail.agreement.terms import Terms
+from dovetail.errors import DataError, SettingError
+from dovetail.privacy import accountant
+
+Arrays = Mapping[str, npt.NDArray[np.float32]]
+
+ARRAYS_FILE = "model.safetensors"
+CARD_FILE = "card.json"
+PAGE_FILE = "card.md"
+
+_FORMAT = 1
+_STATED = ("format", "released", "request", "terms", "charged", "arrays_sha256")
+_DERIVED = ("request_digest", "terms_digest", "unit", "privacy", "not_protected")
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model is and what it cost; everything else that a card states follows from it.
+
+    Attributes:
+        request: the job that trained it.
+        terms: under which it did.
+        charged: how often, by partner, the request's event was charged to this job.
+        released: on which day.
+
+    Raises:
+        SettingError: nobody was charged, or someone who is no partner.
+    """
+
+    request: Request
+    terms: Terms
+    charged: Mapping[str, int]
+    released: date
+
+    def __post_init__(self) -> None:
+        require(bool(self.charged), "card: charged must name at least one partner")
+        for name, count in self.charged.items():
+            self.terms.partner(name)
+            require(count >= 1, "card: charged must be at least 1 for each partner")
+
+    def epsilon(self, partner: str) -> float:
+        """ε of this job for one customer of this partner, at the budget's δ."""
+        return self._epsilon(self.charged[partner])
+
+    def joint_epsilon(self) -> float:
+        """ε of this job for a person who is a customer of every partner, at the budget's δ."""
+        return self._epsilon(sum(self.charged.values()))
+
+    def not_protected(self) -> tuple[str, ...]:
+        """What the stated ε does not cover, in sentences for people."""
+        unit, partners = self.terms.schema.unit, self.terms.partners
+        sentences = [
+            f"What holds for the {unit}s as a whole is learned, and is meant to be; it may say "
+            f"something about a {unit} whether or not its rows were used.",
+            "The terms are public among the partners: columns, bounds, categories, the declared "
+            "share of the label, the declared numbers of customers and the days covered.",
+            f"The guarantee rests on each partner's node limiting a {unit}'s rows and adding its "
+            "noise as stated; it does not hold against the partner that holds the rows.",
+        ]
+        if self.terms.customers_overlap and len(partners) > 1:
+            sentences.append(
+                "Each partner's ε counts that partner's rows only. For one who is a customer of "
+                f"all of them, the ε of this job is {self.joint_epsilon():.2f}."
+            )
+        elif len(partners) > 1:
+            sentences.append(
+                "Each partner's ε counts that partner's rows only. The partners declared that "
+                f"they share no {unit}; for one whom they do share, the ε values "
+                "add up, and so do the δ values."
+            )
+        return tuple(sentences)
+
+    def to_record(self) -> dict[str, object]:
+        """The card as JSON-able data."""
+        terms, delta = self.terms, self.terms.budget.delta
+        epsilons = {name: self.epsilon(name) for name in self.charged}
+        return {
+            "format": _FORMAT,
+            "released": self.released.isoformat(),
+            "request": requests.to_record(self.request),
+            "request_digest": requests.digest(self.request),
+            "terms": agreed.to_record(terms),
+            "terms_digest": agreed.digest(terms),
+            "charged": dict(self.charged),
+            "unit": f"all rows of one {terms.schema.unit}, at one partner",
+            "privacy": {"delta": delta, "epsilon": epsilons, "joint": self.joint_epsilon()},
+            "not_protected": list(self.not_protected()),
+        }
+
+    def _epsilon(self, count: int) -> float:
+        return accountant.epsilon({self.request.task.event: count}, self.terms.budget.delta)
+
+
+def save_model(folder: Path, arrays: Arrays, card: ModelCard) -> None:
+    """Write a released model into ``folder``, in place of one that is there.
+
+    Args:
+        folder: made where it is missing.
+        arrays: float32, by the names and of the shapes that the card's request asks for. They
+            must come from a release: this function cannot tell.
+        card: what the model is.
+
+    Raises:
+        SettingError: the arrays do not fit the card, or are not finite.
+        DataError: the folder cannot be written.
+    """
+    _check_arrays(arrays, card)
+    content = safetensors.numpy.save({name: np.ascontiguousarray(a) for name, a in arrays.items()})
+    record = {**card.to_record(), "arrays_sha256": hashlib.sha256(content).hexdigest()}
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / ARRAYS_FILE, content)
+        _write(folder / PAGE_FILE, page(card).encode())
+        _write(folder / CARD_FILE, text.encode())
+    except OSError as error:
+        message = f"the model folder {folder.name!r} cannot be written ({error.strerror})"
+        raise DataError(message) from None
+
+
+def load_model(folder: Path) -> tuple[dict[str, npt.NDArray[np.float32]], ModelCard]:
+    """Read a model that :func:`save_model` wrote.
+
+    Raises:
+        DataError: a file cannot be read, or the arrays are not the ones that the card describes.
+        SettingError: the card cannot be understood, or the arrays do not fit it.
+    """
+    try:
+        record = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+        content = (folder / ARRAYS_FILE).read_bytes()
+    except OSError as error:
+        message = f"the model folder {folder.name!r} cannot be read ({error.strerror})"
+        raise DataError(message) from None
+    except ValueError:
+        raise DataError(f"{CARD_FILE} in {folder.name!r} is not JSON") from None
+    card, digest = _card(record)
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise DataError(f"{ARRAYS_FILE} in {folder.name!r} is not the model its card describes")
+    try:
+        arrays = safetensors.numpy.load(content)
+    except (SafetensorError, ValueError, KeyError, TypeError):
+        raise DataError(f"{ARRAYS_FILE} in {folder.name!r} is damaged") from None
+    _check_arrays(arrays, card)
+    return arrays, card
+
+
+def page(card: ModelCard) -> str:
+    """The card as a page of Markdown for people."""
+    task, terms, schema = card.request.task, card.terms, card.terms.schema
+    lines = [
+        f"# {task.label}: a model trained together",
+        "",
+        f"Purpose: {task.purpose}. Released on {card.released.isoformat()} by job "
+        f"`{card.request.job}` under {terms.name!r}, version {terms.version}.",
+        "",
+        "## Privacy",
+        "",
+        f"Protected is one {schema.unit} with all of its rows (at most "
+        f"{schema.max_rows_per_customer} count), by differential privacy at "
+        f"δ = {terms.budget.delta:g}.",
+        "",
+        "| partner | role | customers (declared) | data | ε of this job |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name in card.charged:
+        partner = terms.partner(name)
+        cells = (name, partner.role, f"{partner.customers:,}", partner.data_period)
+        lines.append(f"| {' | '.join(map(_cell, cells))} | {card.epsilon(name):.2f} |")
+    lines += ["", "## What is not protected", ""]
+    lines += [f"- {sentence}" for sentence in card.not_protected()]
+    lines += ["", "## Model", "", *_model_lines(card), "", "## Columns", ""]
+    lines += [f"- {_cell(line)}" for line in _column_lines(card)]
+    return "\n".join([*lines, ""])
+
+
+def _model_lines(card: ModelCard) -> list[str]:
+    task = card.request.task
+    hidden = f" with hidden layers of {', '.join(map(str, task.model.hidden))} units"
+    shape = hidden if task.model.hidden else ""
+    return [
+        f"- {task.model.family}{shape}; protection `{task.protection}`",
+        f"- {task.rounds} rounds of {task.local_steps} steps, server optimiser "
+        f"{task.server_optimizer}",
+        f"- each step: customers sampled with probability {task.sampling_prob:g}, clipped to "
+        f"{task.l2_clip_norm:g}, noise multiplier {task.noise_multiplier:g}",
+        f"- terms `{agreed.digest(card.terms)}`",
+    ]
+
+
+def _column_lines(card: ModelCard) -> list[str]:
+    lines = []
+    for column in card.terms.schema.select(card.request.task.features).to_record()["columns"]:
+        rest = {
+            k: v for k, v in column.items() if k not in ("name", "type") and v not in ("", False)
+        }
+        stated = "; ".join(
+            f"{k} {', '.join(v) if isinstance(v, list) else v}" for k, v in rest.items()
+        )
+        lines.append(f"{column['name']} ({column['type']}): {stated}")
+    return lines
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def _card(record: object) -> tuple[ModelCard, str]:
+    read = Fields(record, "card", (*_STATED, *_DERIVED))
+    require(read.whole("format") == _FORMAT, "card: this version cannot read its format")
+    charged = read.raw("charged")
+    require(isinstance(charged, dict), "card: charged must be a table of fields")
+    names = list(charged) if isinstance(charged, dict) else []
+    counts = Fields(charged, "card.charged", names)
+    card = ModelCard(
+        request=requests.from_record(read.raw("request")),
+        terms=agreed.parse_terms(read.raw("terms")),
+        charged={name: counts.whole(name) for name in names},
+        released=read.day("released"),
+    )
+    require(read.text("terms_digest") == agreed.digest(card.terms), "card: terms were changed")
+    require(read.text("request_digest") == requests.digest(card.request), "card: request changed")
+    return card, read.text("arrays_sha256")
+
+
+def _check_arrays(arrays: Arrays, card: ModelCard) -> None:
+    task = card.request.task
+    wanted = {
+        parameter.name: parameter.shape
+        for parameter in task.model.parameters(card.terms.schema.select(task.features))
+    }
+    found = {name: array.shape for name, array in arrays.items()}
+    if found != wanted:
+        raise SettingError("the arrays are not those of the model that the card describes")
+    for name, array in arrays.items():
+        require(array.dtype == np.float32, f"array {name!r} is not float32")
+        require(math.isfinite(float(np.abs(array).sum())), f"array {name!r} is not finite")
+
+
+def _write(path: Path, content: bytes) -> None:
+    waiting = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with waiting.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        waiting.replace(path)
+    finally:
+        waiting.unlink(missing_ok=True)

@@ -1,0 +1,159 @@
+import stat
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from dovetail.data.engine import Limits
+from dovetail.data.source import Source, materialise, run_query
+from dovetail.errors import DataError
+
+
+def rows_of(source: Source) -> list[tuple[object, ...]]:
+    with source.open(Limits()) as opened:
+        return sorted(opened.rows('FROM "dovetail rows"'))
+
+
+def test_a_file_a_glob_and_a_folder_are_one_table(write, tmp_path):
+    write("folder/a.parquet", {"k": [1], "x": [0.5]})
+    write("folder/b.parquet", {"x": [1.5], "k": [2]})
+    (tmp_path / "folder" / "_SUCCESS").touch()
+    (tmp_path / "folder" / ".hidden.csv").touch()
+    assert rows_of(Source.files(tmp_path / "folder" / "a.parquet")) == [(1, 0.5)]
+    assert rows_of(Source.files(tmp_path / "folder" / "*.parquet")) == [(1, 0.5), (2, 1.5)]
+    assert rows_of(Source.files(tmp_path / "folder")) == [(1, 0.5), (2, 1.5)]
+
+
+def test_csv_columns_stay_text_and_an_empty_field_is_null(tmp_path):
+    (tmp_path / "a.csv").write_text('k,x\n007,\n8,"1,5"\n')
+    assert rows_of(Source.files(tmp_path / "a.csv")) == [("007", None), ("8", "1,5")]
+
+
+def test_gzipped_csv(tmp_path):
+    import gzip
+
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"k,x\n1,2\n"))
+    assert rows_of(Source.files(tmp_path / "a.csv.gz")) == [("1", "2")]
+
+
+def test_a_csv_of_numbers_alone_still_has_a_header(tmp_path):
+    (tmp_path / "a.csv").write_text("1,2\n3,4\n")
+    assert rows_of(Source.files(tmp_path / "a.csv")) == [("3", "4")]
+
+
+def test_sql_over_several_tables(write):
+    sales = write("sales.csv", {"who": [1, 1, 2], "amount": [1.5, 2.0, 4.0]})
+    people = write("people.parquet", {"who": [1, 2], "born": [date(1990, 1, 1), None]})
+    query = "SELECT who, sum(amount), any_value(born) FROM sales JOIN people USING (who) GROUP BY 1"
+    expected = [(1, 3.5, date(1990, 1, 1)), (2, 4.0, None)]
+    tables = {"sales": sales, "people": people}
+    assert rows_of(Source.sql(query + "; -- done; really", tables)) == expected
+    assert sorted(run_query(query, tables)) == expected
+
+
+def test_a_table_may_have_any_name(write):
+    path = write("a.parquet", {"k": [1]})
+    assert run_query("FROM source", {"source": path}) == [(1,)]
+    assert run_query('FROM "my ""table"', {'my "table': path}) == [(1,)]
+
+
+def test_types_of_csv_in_sql_come_from_the_whole_file(tmp_path):
+    lines = "\n".join(["x", *["1"] * 30_000, "late"])
+    (tmp_path / "a.csv").write_text(lines)
+    ((count,),) = run_query("SELECT count(*) FROM t WHERE x = 'late'", {"t": tmp_path / "a.csv"})
+    assert count == 1
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT 1; SELECT 2",
+        "COPY t TO 'stolen.csv'",
+        "CREATE TABLE u AS FROM t",
+        "SET threads = 4",
+        "SELECT * FROM '/etc/passwd'",
+        "SELECT * FROM read_text('/etc/hostname')",
+        "SELECT * FROM glob('/etc/*')",
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "SELECT * FROM read_parquet('https://example.org/a.parquet')",
+        "SELECT * FROM local_variable",
+        "INSTALL httpfs",
+        "SELECT * FROM t)",
+        "",
+    ],
+)
+def test_a_query_reaches_its_tables_and_nothing_else(write, query):
+    local_variable = write("other.parquet", {"k": [1]})  # noqa: F841
+    path = write("a.parquet", {"k": [1]})
+    with pytest.raises(DataError):
+        run_query(query, {"t": path})
+
+
+def test_the_column_that_a_query_misspells_is_named(write):
+    path = write("a.parquet", {"canary_column": [1]})
+    with pytest.raises(DataError, match="no column 'canary_colum'") as caught:
+        run_query("SELECT canary_colum FROM t", {"t": path})
+    assert "canary_column" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_a_missing_file_is_named(tmp_path, ending):
+    with pytest.raises(DataError, match=rf"absent\.{ending}"):
+        rows_of(Source.files(tmp_path / f"absent.{ending}"))
+
+
+def test_mixed_and_foreign_formats_are_refused(write, tmp_path):
+    write("mixed/a.parquet", {"k": [1]})
+    write("mixed/b.csv", {"k": [1]})
+    (tmp_path / "a.xlsx").write_bytes(b"PK")
+    (tmp_path / "void").mkdir()
+    for name in ("mixed", "a.xlsx"):
+        with pytest.raises(DataError, match=f"{name}.*Parquet files only, or CSV"):
+            rows_of(Source.files(tmp_path / name))
+    with pytest.raises(DataError, match="no file found at 'void'"):
+        rows_of(Source.files(tmp_path / "void"))
+
+
+def test_truncated_files_are_named(write, tmp_path):
+    whole = write("folder/a.parquet", {"k": list(range(1000))})
+    write("folder/b.parquet", {"k": list(range(1000))})
+    whole.write_bytes(whole.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"'a\.parquet' is truncated"):
+        rows_of(Source.files(tmp_path / "folder"))
+    whole.write_bytes(b"")
+    with pytest.raises(DataError, match=r"'a\.parquet' is empty"):
+        rows_of(Source.files(tmp_path / "folder"))
+
+
+def test_damage_inside_a_file_is_named(write):
+    path = write("a.parquet", {"k": list(range(10_000))})
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + bytes(len(content) - 8) + content[-4:])
+    with pytest.raises(DataError, match=r"'a\.parquet' cannot be read"):
+        rows_of(Source.files(path))
+
+
+def test_materialise_writes_a_private_file(write, tmp_path):
+    path = write("a.parquet", {"k": [1, 2]})
+    materialise("SELECT sum(k) AS total FROM t", {"t": path}, tmp_path / "sum.parquet")
+    assert rows_of(Source.files(tmp_path / "sum.parquet")) == [(3,)]
+    assert stat.S_IMODE((tmp_path / "sum.parquet").stat().st_mode) == 0o600
+
+
+def test_materialise_all_or_nothing(write, tmp_path):
+    path = write("in/a.parquet", {"k": ["1"] * 50_000 + ["x"]})
+    out = tmp_path / "out"
+    out.mkdir()
+    materialise("SELECT 1 AS old", {}, out / "b.parquet")
+    with pytest.raises(DataError):
+        materialise("SELECT CAST(k AS INT) FROM t", {"t": path}, out / "b.parquet")
+    assert [file.name for file in out.iterdir()] == ["b.parquet"]
+    assert rows_of(Source.files(out / "b.parquet")) == [(1,)]
+    with pytest.raises(DataError, match=r"'c\.parquet' cannot be written|work folder"):
+        materialise("SELECT 1", {}, tmp_path / "absent" / "c.parquet")
+
+
+def test_a_relative_destination(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    materialise("SELECT 1 AS one", {}, Path("here.parquet"))
+    assert rows_of(Source.files(Path("here.parquet"))) == [(1,)]

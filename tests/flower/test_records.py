@@ -1,0 +1,103 @@
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from dovetail.errors import LocalProtocolError
+from dovetail.flower.records import (
+    DTYPES,
+    array_record,
+    config_record,
+    elements_of,
+    metric_record,
+    named_arrays,
+)
+
+arrays = st.sampled_from(sorted(DTYPES)).flatmap(
+    lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, min_side=0, max_side=4))
+)
+
+
+@given(arrays)
+def test_a_record_is_the_one_flower_makes(array: np.ndarray) -> None:
+    record = array_record({"a": array})
+    assert record == ArrayRecord({"a": Array(array)})
+    np.testing.assert_array_equal(record["a"].numpy(), array)
+
+
+@given(arrays, st.sampled_from("CF"), st.sampled_from("<>"))
+def test_a_stock_array_is_read_whatever_its_layout(
+    array: np.ndarray, order: Literal["C", "F"], endian: Literal["<", ">"]
+) -> None:
+    stored = np.asarray(array, dtype=array.dtype.newbyteorder(endian), order=order)
+    read = named_arrays(ArrayRecord({"a": Array(stored)}))["a"]
+    np.testing.assert_array_equal(read, array)
+    assert read.dtype == array.dtype
+    assert not read.flags.writeable
+
+
+def test_reading_copies_nothing() -> None:
+    record = array_record({"a": np.arange(1000, dtype=np.float32)})
+    assert elements_of(record["a"]).obj is record["a"].data
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array(["a"]),
+        np.array([None]),
+        np.array([1j]),
+        np.array(["2020-01-01"], dtype="datetime64[D]"),
+    ],
+)
+def test_other_dtypes_are_refused(array: np.ndarray) -> None:
+    with pytest.raises(LocalProtocolError):
+        array_record({"a": array})
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        Array("float32", (3,), "numpy.ndarray", array_record({"a": np.ones(2, "f4")})["a"].data),
+        Array("float32", (2,), "numpy.ndarray", array_record({"a": np.ones(2)})["a"].data),
+        Array("float32", (2,), "numpy.ndarray", b"\x93NUMPY"),
+        Array("float32", (2,), "numpy.ndarray", b""),
+        Array("float32", (1,), "torch", b"abcd"),
+        Array("bfloat16", (2,), "numpy.ndarray", b"abcd"),
+        Array("object", (2,), "numpy.ndarray", b"abcd"),
+    ],
+)
+def test_an_array_that_contradicts_itself_is_refused(array: Array) -> None:
+    with pytest.raises(LocalProtocolError):
+        elements_of(array)
+
+
+def test_metrics_take_numpy_scalars_and_truth_values() -> None:
+    values = {"a": np.float32(0.5), "b": np.int64(3), "c": True, "d": np.bool_(False), "e": 2.5}
+    record = metric_record(values)
+    assert dict(record) == {"a": 0.5, "b": 3, "c": 1, "d": 0, "e": 2.5}
+    assert {type(value) for value in record.values()} == {int, float}
+
+
+@pytest.mark.parametrize("value", ["3", None, [1], b"", np.str_("x"), np.complex64(1)])
+def test_a_metric_that_is_no_number_is_refused(value: object) -> None:
+    with pytest.raises(LocalProtocolError, match="'weight'"):
+        metric_record({"weight": value})
+
+
+def test_settings_keep_their_types() -> None:
+    values: dict[str, Any] = {"a": True, "b": np.int32(2), "c": "x", "d": b"y", "e": np.float64(1)}
+    record = config_record(values)
+    assert [(type(value), value) for value in record.values()] == [
+        (bool, True),
+        (int, 2),
+        (str, "x"),
+        (bytes, b"y"),
+        (float, 1.0),
+    ]
+    with pytest.raises(LocalProtocolError):
+        config_record({"a": None})  # type: ignore[dict-item]

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import json
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dovetail.agreement import request as requests
+from dovetail.agreement import terms as agreed
+from dovetail.agreement.request import Request
+from dovetail.agreement.terms import Terms, parse_terms
+from dovetail.errors import DataError, SettingError
+from dovetail.privacy import accountant
+from dovetail.store.model import (
+    ARRAYS_FILE,
+    CARD_FILE,
+    PAGE_FILE,
+    ModelCard,
+    load_model,
+    save_model,
+)
+
+VECTORS = Path(__file__).parent.parent / "vectors"
+
+
+def read(name: str, place: int = 0) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((VECTORS / name).read_text())["good"][place]["record"]
+    return record
+
+
+@pytest.fixture
+def terms() -> Terms:
+    return parse_terms(read("terms.json"))
+
+
+@pytest.fixture
+def asked() -> Request:
+    return requests.from_record(read("request.json"))
+
+
+@pytest.fixture
+def card(asked: Request, terms: Terms) -> ModelCard:
+    return ModelCard(asked, terms, {"retailer": 40, "platform": 44}, date(2024, 5, 31))
+
+
+@pytest.fixture
+def arrays(asked: Request, terms: Terms) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    dice = np.random.default_rng(7)
+    schema = terms.schema.select(asked.task.features)
+    return {
+        parameter.name: dice.normal(size=parameter.shape).astype(np.float32)
+        for parameter in asked.task.model.parameters(schema)
+    }
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path, arrays: Any, card: ModelCard) -> None:
+    save_model(tmp_path / "new" / "model", arrays, card)
+    loaded, described = load_model(tmp_path / "new" / "model")
+    assert described == card
+    assert loaded.keys() == arrays.keys()
+    assert all(np.array_equal(loaded[name], arrays[name]) for name in arrays)
+
+
+def test_nothing_but_the_model_is_left_in_the_folder(
+    tmp_path: Path, arrays: Any, card: ModelCard
+) -> None:
+    for _ in range(2):
+        save_model(tmp_path, arrays, card)
+    assert {file.name for file in tmp_path.iterdir()} == {ARRAYS_FILE, CARD_FILE, PAGE_FILE}
+
+
+def test_the_card_states_what_it_cost_and_what_it_rests_on(
+    tmp_path: Path, arrays: Any, card: ModelCard
+) -> None:
+    save_model(tmp_path, arrays, card)
+    record = json.loads((tmp_path / CARD_FILE).read_text())
+    event = card.request.task.event
+    assert record["privacy"]["epsilon"]["retailer"] == accountant.epsilon({event: 40}, 1e-4)
+    assert record["privacy"]["epsilon"]["platform"] == accountant.epsilon({event: 44}, 1e-4)
+    assert record["privacy"]["joint"] == accountant.epsilon({event: 84}, 1e-4)
+    assert record["privacy"]["delta"] == 1e-4
+    assert record["unit"] == "all rows of one household, at one partner"
+    assert record["terms_digest"] == agreed.digest(card.terms)
+    assert record["terms"]["schema"]["columns"][0]["high"] == 2000.0
+
+
+def test_the_page_for_people_states_the_same(tmp_path: Path, arrays: Any, card: ModelCard) -> None:
+    save_model(tmp_path, arrays, card)
+    page = (tmp_path / PAGE_FILE).read_text()
+    for stated in (
+        "coupon propensity",
+        "`spring-2017`",
+        "δ = 0.0001",
+        f"| retailer | grocery retailer | 1,300 | 2016-11-21 to 2017-12-31 | "
+        f"{card.epsilon('retailer'):.2f} |",
+        "spend (number): low 0.0; high 2000.0; unit USD; transform log",
+        "at most 5 count",
+        "## What is not protected",
+        agreed.digest(card.terms),
+    ):
+        assert stated in page
+
+
+def test_where_customers_overlap_the_card_says_what_they_pay_together(asked: Request) -> None:
+    overlapping = parse_terms(read("terms.json", 1))
+    card = ModelCard(asked, overlapping, {"retailer": 40, "platform": 40}, date(2024, 5, 31))
+    assert card.joint_epsilon() > card.epsilon("retailer")
+    assert any(f"is {card.joint_epsilon():.2f}" in line for line in card.not_protected())
+
+
+@pytest.mark.parametrize("charged", [{}, {"brand": 40}, {"retailer": 0}])
+def test_a_card_needs_partners_who_were_charged(
+    charged: dict[str, int], asked: Request, terms: Terms
+) -> None:
+    with pytest.raises(SettingError):
+        ModelCard(asked, terms, charged, date(2024, 5, 31))
+
+
+@pytest.mark.parametrize("fault", ["nan", "inf", "float64", "shape", "missing", "surplus"])
+def test_arrays_that_do_not_fit_the_card_are_not_written(
+    fault: str, tmp_path: Path, arrays: Any, card: ModelCard
+) -> None:
+    name = "output.weight"
+    if fault in ("nan", "inf"):
+        arrays[name][0, 0] = float(fault)
+    elif fault == "float64":
+        arrays[name] = arrays[name].astype(np.float64)
+    elif fault == "shape":
+        arrays[name] = arrays[name].T
+    elif fault == "missing":
+        del arrays[name]
+    else:
+        arrays["customers"] = np.ones(3, np.float32)
+    with pytest.raises(SettingError):
+        save_model(tmp_path / "model", arrays, card)
+    assert not (tmp_path / "model").exists()
+
+
+def test_arrays_of_another_model_are_refused(tmp_path: Path, arrays: Any, card: ModelCard) -> None:
+    save_model(tmp_path / "one", arrays, card)
+    arrays["output.bias"] = arrays["output.bias"] + 1
+    save_model(tmp_path / "two", arrays, card)
+    (tmp_path / "two" / ARRAYS_FILE).replace(tmp_path / "one" / ARRAYS_FILE)
+    with pytest.raises(DataError, match="not the model its card describes"):
+        load_model(tmp_path / "one")
+
+
+def test_arrays_cut_short_are_refused(tmp_path: Path, arrays: Any, card: ModelCard) -> None:
+    save_model(tmp_path, arrays, card)
+    content = (tmp_path / ARRAYS_FILE).read_bytes()
+    (tmp_path / ARRAYS_FILE).write_bytes(content[:-4])
+    with pytest.raises(DataError, match="not the model its card describes"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("format",), 2, "cannot read its format"),
+        (("terms", "budget", "delta"), 1e-6, "terms were changed"),
+        (("terms", "schema", "columns", 0, "high"), 9.0, "terms were changed"),
+        (("request", "task", "noise_multiplier"), 9.0, "request changed"),
+        (("charged",), [], "charged must be a table"),
+        (("charged", "retailer"), 0.5, "retailer must be a whole number"),
+        (("epsilon",), 0.1, "unknown field 'epsilon'"),
+        (("released",), "yesterday", "released must be a day"),
+    ],
+)
+def test_a_card_that_was_changed_is_refused(
+    path: tuple[Any, ...], value: object, message: str, tmp_path: Path, arrays: Any, card: ModelCard
+) -> None:
+    save_model(tmp_path, arrays, card)
+    record = json.loads((tmp_path / CARD_FILE).read_text())
+    place = record
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    (tmp_path / CARD_FILE).write_text(json.dumps(record))
+    with pytest.raises(SettingError, match=message):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("file", [ARRAYS_FILE, CARD_FILE])
+def test_a_missing_file_is_named_by_its_folder(
+    file: str, tmp_path: Path, arrays: Any, card: ModelCard
+) -> None:
+    save_model(tmp_path / "model", arrays, card)
+    (tmp_path / "model" / file).unlink()
+    with pytest.raises(DataError, match="model folder 'model' cannot be read"):
+        load_model(tmp_path / "model")
+
+
+def test_a_card_that_is_no_json_is_refused(tmp_path: Path, arrays: Any, card: ModelCard) -> None:
+    save_model(tmp_path, arrays, card)
+    (tmp_path / CARD_FILE).write_bytes(b'{"format": 1')
+    with pytest.raises(DataError, match="is not JSON"):
+        load_model(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_named(
+    tmp_path: Path, arrays: Any, card: ModelCard
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="model folder 'model' cannot be written"):
+        save_model(tmp_path / "file" / "model", arrays, card)
