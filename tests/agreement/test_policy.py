@@ -15,7 +15,7 @@ from dovetail.agreement.ledger import Ledger
 from dovetail.agreement.policy import RULES, NodePolicy, judge
 from dovetail.agreement.request import Request
 from dovetail.agreement.terms import Budget, Terms, parse_terms
-from dovetail.errors import PolicyError
+from dovetail.errors import PolicyError, SettingError
 from dovetail.privacy import accountant
 from tests.agreement.conftest import read
 
@@ -52,7 +52,11 @@ def test_each_vector_is_refused_by_its_rule(
 
 
 def test_the_vectors_hit_every_rule_that_a_request_alone_can_break() -> None:
-    assert {vector["rule"] for vector in VECTORS["refused"]} == set(RULES) - {"terms", "budget"}
+    assert {vector["rule"] for vector in VECTORS["refused"]} == set(RULES) - {
+        "terms",
+        "budget",
+        "request",
+    }
 
 
 def test_without_terms_nothing_is_permitted(asked: Request, terms: Terms) -> None:
@@ -98,3 +102,9 @@ def test_a_nodes_own_limit_never_permits_what_the_terms_refuse(
     request = requests.from_record(request_record)
     with pytest.raises(PolicyError, match="epsilon"):
         judge(request, terms, "retailer", COHORT, Ledger(terms.budget), NodePolicy(most))
+
+
+@pytest.mark.parametrize("most", [0.0, -1.0, float("nan")])
+def test_a_limit_that_is_none_is_refused(most: float) -> None:
+    with pytest.raises(SettingError, match="max_epsilon_per_job"):
+        NodePolicy(most)

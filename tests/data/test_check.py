@@ -68,7 +68,7 @@ def test_errors_name_column_and_rule(write, schema, table, name, ending):
 )
 def test_types_that_cannot_be_meant_are_refused(write, schema, table, column, values):
     report = report_on(write("t.parquet", {**table, column: values}), schema)
-    with pytest.raises(SchemaError, match="its type .* does not fit"):
+    with pytest.raises(SchemaError, match=r"its type .* does not fit"):
         report.raise_if_bad()
     assert report.errors[0].column == column
 
@@ -95,7 +95,7 @@ def test_types_that_can_be_meant_are_read(write, schema, table, column, values):
 def test_a_column_that_is_not_there(write, schema, table):
     del table["spend"]
     report = report_on(write("t.parquet", {**table, "spned": [1.0] * 5}), schema)
-    with pytest.raises(SchemaError, match="column 'spend'.*not in the table") as caught:
+    with pytest.raises(SchemaError, match=r"column 'spend'.*not in the table") as caught:
         report.raise_if_bad()
     assert "spned" not in str(caught.value)
 

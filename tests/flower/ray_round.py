@@ -72,4 +72,4 @@ def main(channel: Channel, context: Context) -> None:
 
 if __name__ == "__main__":
     run_on_ray(main, APP, NODES)
-    print("ray and memory agree")  # noqa: T201
+    print("ray and memory agree")

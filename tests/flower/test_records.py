@@ -1,3 +1,4 @@
+import io
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,16 @@ from dovetail.flower.records import (
     metric_record,
     named_arrays,
 )
+
+
+def npy_with_shape(length: int) -> bytes:
+    """A file of big-endian float32 that claims a length and holds two elements."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": ">f4", "fortran_order": False, "shape": (length,)}
+    )
+    return file.getvalue() + bytes(8)
+
 
 arrays = st.sampled_from(sorted(DTYPES)).flatmap(
     lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, min_side=0, max_side=4))
@@ -66,6 +77,8 @@ def test_other_dtypes_are_refused(array: np.ndarray) -> None:
         Array("float32", (2,), "numpy.ndarray", array_record({"a": np.ones(2)})["a"].data),
         Array("float32", (2,), "numpy.ndarray", b"\x93NUMPY"),
         Array("float32", (2,), "numpy.ndarray", b""),
+        Array("float32", (2**40,), "numpy.ndarray", npy_with_shape(2**40)),
+        Array("float32", (2,), "numpy.ndarray", npy_with_shape(2) + b"abc"),
         Array("float32", (1,), "torch", b"abcd"),
         Array("bfloat16", (2,), "numpy.ndarray", b"abcd"),
         Array("object", (2,), "numpy.ndarray", b"abcd"),

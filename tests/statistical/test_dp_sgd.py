@@ -182,9 +182,7 @@ def test_lazy_noise_read_in_between_is_that_of_the_steps_so_far():
 
 def test_a_lazy_round_leaves_with_all_its_noise():
     sizes = (1500, 700)
-    columns = tuple(
-        Category(f"c{i}", tuple(map(str, range(size)))) for i, size in enumerate(sizes)
-    )
+    columns = tuple(Category(f"c{i}", tuple(map(str, range(size)))) for i, size in enumerate(sizes))
     schema = Schema("t", "id", "customer", columns, Label("y", 0.2), 1)
     spec = ModelSpec("embedding_mlp", (4,), 8)
     task = replace(TASK, model=spec, local_steps=9, noise_multiplier=100.0)

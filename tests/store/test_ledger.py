@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -189,6 +189,26 @@ def tamper(path: Path, statement: str, *values: object) -> list[tuple[object, ..
         return raw.execute(statement, values).fetchall()
 
 
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(place=st.integers(min_value=0), flipped=st.integers(min_value=1, max_value=255))
+def test_a_damaged_byte_is_found_or_changes_nothing(
+    place: int, flipped: int, filled: bytes, path: Path
+) -> None:
+    damaged = bytearray(filled)
+    damaged[place % len(filled)] ^= flipped
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    path.write_bytes(damaged)
+    try:
+        with open_store(path) as store:
+            ledger = store.refresh()
+    except LedgerError as error:
+        assert "sqlite" not in str(error).lower()
+        return
+    assert ledger.spending() == {STEP: 4}
+    assert ledger.length == 6
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -237,6 +257,26 @@ def test_a_ledger_cut_short_is_damaged(path: Path, store: LedgerStore) -> None:
         file.truncate(path.stat().st_size // 2)
     with pytest.raises(LedgerError, match="is damaged"):
         open_store(path)
+
+
+def test_a_link_to_a_file_is_not_followed(path: Path, store: LedgerStore) -> None:
+    link = path.with_name("link.db")
+    link.symlink_to(path)
+    with pytest.raises(LedgerError, match="not a plain file"):
+        open_store(link)
+
+
+def test_opening_a_ledger_twice_in_one_process_keeps_its_lock(
+    path: Path, store: LedgerStore, host: Host
+) -> None:
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    with pytest.raises(LedgerError, match="another process holds it"):
+        open_store(path, lock_timeout=0)
+    host.start("race", path)
+    holder.execute("ROLLBACK")
+    holder.close()
+    assert host.rest() == ["got"]
 
 
 @pytest.mark.parametrize("place", ["missing/ledger.db", "."])

@@ -24,7 +24,9 @@ class Table:
 
     def batch(self, customers: npt.NDArray[np.int64]) -> Batch:
         w = self.whole
-        return Batch(w.numbers[customers], w.codes[customers], w.labels[customers], w.mask[customers])
+        return Batch(
+            w.numbers[customers], w.codes[customers], w.labels[customers], w.mask[customers]
+        )
 
 
 class World:

@@ -31,6 +31,8 @@ def test_scores_are_the_models_probabilities_by_row_and_customer(world, monkeypa
 
 def test_nobody_has_no_scores(world):
     schema = world.schema(2)
-    predicted, labels, owner = scores(world.arrays(SPEC, schema), SPEC, schema, world.table(schema, 0))
+    predicted, labels, owner = scores(
+        world.arrays(SPEC, schema), SPEC, schema, world.table(schema, 0)
+    )
     assert len(predicted) == len(labels) == len(owner) == 0
     assert owner.dtype == np.int64

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Literal, cast, get_args
 
 from dovetail.agreement.record import LARGEST_WHOLE, Fields, require
@@ -65,7 +66,7 @@ class Entry:
             has, may = getattr(self, name) is not None, name in _OWN_FIELDS[self.kind]
             require(has == may, f"{self.kind} {'needs' if may else 'has no'} {name}")
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over all fields, in hex; the next entry names it."""
         return canonical.digest(to_record(self))

@@ -118,6 +118,10 @@ class Ledger:
         """What each job has promised and drawn, in the order in which they were reserved."""
         return dict(self._jobs)
 
+    def job(self, name: str) -> JobSpending | None:
+        """What one job has promised and drawn, or ``None`` where it was never reserved."""
+        return self._jobs.get(name)
+
     def epsilon(self, delta: float | None = None) -> float:
         """ε of all that is charged, at ``delta`` (else the budget's)."""
         return self._accounting(self._spending, delta or self.budget.delta)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from dovetail.agreement import request as requests
 from dovetail.agreement import terms as agreed
 from dovetail.agreement.ledger import Ledger
+from dovetail.agreement.record import require
 from dovetail.agreement.request import Request
 from dovetail.agreement.terms import Terms
 from dovetail.errors import PolicyError
@@ -33,8 +34,10 @@ RULES = (
     "delta",
     "epsilon",
     "budget",
+    "request",
 )
-"""The rules, in the order in which they are judged."""
+"""The rules, in the order in which they are judged; ``request`` is for the gate, when a round asks
+for anything else than the job's permit names."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,16 @@ class NodePolicy:
     Attributes:
         max_epsilon_per_job: the most ε that one job alone may cost, > 0; infinite adds nothing.
         refused_purposes: purposes that the terms allow and this partner does not.
+
+    Raises:
+        SettingError: the limit is not above 0.
     """
 
     max_epsilon_per_job: float = math.inf
     refused_purposes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(self.max_epsilon_per_job > 0, "policy: max_epsilon_per_job must be above 0")
 
 
 NOTHING_MORE = NodePolicy()
@@ -112,9 +121,8 @@ def judge(
     if terms is None:
         raise PolicyError("terms", "no terms are in force here, so nothing may run")
     case = _Case(request, terms, partner, cohort, ledger, own)
-    for rule in RULES[1:]:
-        complaint = _JUDGES[rule](case)
-        if complaint:
+    for rule, judged in _JUDGES.items():
+        if complaint := judged(case):
             raise PolicyError(rule, complaint)
     return Permit(
         job=request.job,

@@ -40,7 +40,7 @@ def dovetail(
 
 app.command(epilog=simulate.EPILOG)(simulate.simulate)
 app.command(epilog=check.EPILOG)(check.check)
-app.command()(demo.demo)
+app.command(epilog=demo.EPILOG)(demo.demo)
 
 
 def main() -> None:

@@ -68,7 +68,7 @@ class Prg:
         if buffer.nbytes > self._left:
             raise PrivacyError("this generator key is used up; derive another")
         self._left -= buffer.nbytes
-        target = buffer.reshape(-1).view(np.uint8)
+        target = buffer.reshape(-1).view(np.uint8).data
         for start in range(0, len(target), len(_ZEROS)):
             part = target[start : start + len(_ZEROS)]
             self._stream.update_into(memoryview(_ZEROS)[: len(part)], part)

@@ -133,7 +133,7 @@ def _scaled(column: Number | Date) -> str:
             f"date_diff('day', {low}, {clamped})", (column.latest - column.earliest).days
         )
     elif column.transform == "log":
-        share = _share(f"ln(1 + ({clamped} - {low}))", math.log1p(column.high - column.low))
+        share = _share(_log1p(f"({clamped} - {low})"), math.log1p(column.high - column.low))
     else:
         share = _share(f"({clamped} - {low})", column.high - column.low)
     scaled = f"CAST(greatest(least(2 * {share} - 1, 1), -1) AS FLOAT)"
@@ -142,11 +142,19 @@ def _scaled(column: Number | Date) -> str:
 
 
 def _share(distance: str, span: float) -> str:
-    return f"({distance} / {_double(span)})"
+    return f"(({distance}) / {_double(span)})"
+
+
+def _log1p(distance: str) -> str:
+    """SQL for log(1 + distance), exact near 0, where 1 + distance would lose its digits."""
+    near = f"2 * atanh({distance} / (2 + {distance}))"
+    return f"CASE WHEN {distance} < 0.5 THEN {near} ELSE ln(1 + {distance}) END"
 
 
 def _code(category: Category) -> str:
-    known = f"coalesce({declared_position(category)} + {FIRST_VALUE_CODE}, {OTHER_CODE})"
+    # enum_code has the smallest type for the position, in which the addition could overflow.
+    position = f"CAST({declared_position(category)} AS BIGINT)"
+    known = f"coalesce({position} + {FIRST_VALUE_CODE}, {OTHER_CODE})"
     code = f"CASE WHEN {quote(category.name)} IS NULL THEN {MISSING_CODE} ELSE {known} END"
     return f"CAST({code} AS {_SQL_TYPES[code_dtype(category)]})"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -17,8 +18,11 @@ from typing import Any, cast
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 if "FLWR_HOME" not in os.environ:
-    _caches = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    os.environ["FLWR_HOME"] = str(Path(_caches, "dovetail", "flower"))
+    try:
+        _caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home
+        _caches = Path(tempfile.gettempdir(), f"caches-{os.getuid()}")
+    os.environ["FLWR_HOME"] = str(_caches / "dovetail" / "flower")
 
 from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.supercore import telemetry
@@ -46,7 +50,7 @@ def stop_telemetry() -> None:
 
 
 def hush() -> None:
-    """Keeps Flower's log out of the caller's terminal and log files; warnings stay countable."""
+    """Keeps Flower's log out of the caller's terminal and log files."""
     for name in ("flwr", "flwr-telemetry"):
         logger = logging.getLogger(name)
         logger.propagate = False

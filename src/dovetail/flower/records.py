@@ -144,11 +144,20 @@ def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
 
 def _reordered(array: Array) -> bytes:
     """Elements of an array that is column-major, big-endian or has another header."""
+    file = io.BytesIO(array.data)
     try:
-        loaded = np.load(io.BytesIO(array.data), allow_pickle=False)
-    except (ValueError, EOFError, OSError):
+        version = np.lib.format.read_magic(file)
+        shape, by_columns, dtype = _HEADER_READERS[version](file)
+        flat = np.frombuffer(array.data, dtype=dtype, offset=file.tell())
+        stored = flat.reshape(shape, order="F" if by_columns else "C")
+    except (ValueError, KeyError, TypeError):
         raise LocalProtocolError("the bytes of an array cannot be read") from None
-    if loaded.shape != tuple(array.shape) or loaded.dtype.name != wire_dtype(array):
+    if stored.shape != tuple(array.shape) or stored.dtype.name != wire_dtype(array):
         raise LocalProtocolError("the bytes of an array are not what its dtype and shape say")
-    elements: bytes = loaded.astype(loaded.dtype.newbyteorder("<")).tobytes()
-    return elements
+    return stored.astype(_on_the_wire(wire_dtype(array))).tobytes()
+
+
+_HEADER_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}

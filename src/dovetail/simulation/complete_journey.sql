@@ -70,7 +70,7 @@ shopping as (
     sum(deli) as deli,
     sum(pastry) as pastry,
     sum(nutrition) as nutrition,
-    sum(private_brand) as private_brand
+    coalesce(sum(private_brand), 0) as private_brand
   from mailing
   join basket using (household_id)
   where bought_at < start_date

@@ -25,6 +25,7 @@ from dovetail.simulation.preparing import prepare_ground
 from dovetail.simulation.results import Predictions
 from dovetail.simulation.study import Study
 from dovetail.simulation.study_result import StudyPartner, StudyResult
+from dovetail.training.threads import use_one_thread
 
 WORKER_START_SECONDS = 6.0
 """What starting workers costs before the first of them works: the import of torch and Opacus."""
@@ -81,6 +82,8 @@ def run_study(
 ) -> StudyResult:
     """Runs what is not finished in ``output``, and writes the results there.
 
+    Torch is kept to one thread for the rest of this process: equal studies give equal results.
+
     Args:
         study: what to run.
         output: a folder: ``runs/`` for finished runs, ``results.parquet``, ``results.json``,
@@ -93,6 +96,7 @@ def run_study(
         DovetailError: data, settings or partners do not allow it. Finished runs stay.
     """
     require(workers is None or workers >= 1, "workers must be at least 1")
+    use_one_thread()
     make_folder(output / "runs")
     with only_run(output), _scratch(output) as scratch:
         recipe = prepare_ground(study, scratch)
@@ -208,6 +212,7 @@ def worth_starting(cells_left: int, seconds_per_cell: float, cores: int) -> int:
 
 def worker(study: Study, recipe: Recipe) -> Callable[[Cell], CellResult]:
     """What a worker process does with each cell, over the shared memory-mapped rows."""
+    use_one_thread()
     return partial(run_cell, study=study, ground=open_ground(recipe))
 
 

@@ -8,10 +8,11 @@ Both survive a crash and a power cut; a write-ahead log commits about four times
 the newest entries in a second file, so that a copy of the ledger alone would forget spending.
 
 Guarantees:
-    An entry is returned only when it is on the disk; an error means that it was not added. The file
-    refuses to change or delete entries (by triggers), and opening it checks every entry against the
-    rules and the chain of digests. Whoever can write the file can still replace all of it, or cut
-    off its end; see :mod:`dovetail.agreement.ledger`.
+    An entry is returned only when it is on the disk. An error means that nothing may be done on it;
+    if the disk failed at the last moment it may still be charged, in vain. The file refuses to
+    change or delete entries (by triggers), and opening it checks every entry against the rules and
+    the chain of digests. Whoever can write the file can still replace all of it, or cut off its
+    end; see :mod:`dovetail.agreement.ledger`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from __future__ import annotations
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from threading import Lock
@@ -187,15 +189,32 @@ class LedgerStore:
 
 
 def _claim(path: Path) -> None:
-    """Create the file so that nobody else can ever have read it, or check that nobody else can."""
+    """Create the file so that nobody else can ever have read it, or check that nobody else can.
+
+    A file that may be in use is never opened here: closing it would release the locks that SQLite
+    holds on it for this process.
+    """
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-        mode = stat.S_IMODE(path.stat().st_mode)
+        if not path.exists():
+            _create(path)
+        mode = path.lstat().st_mode
     except OSError as error:
         message = f"the ledger {path.name!r} cannot be opened ({error.strerror})"
         raise LedgerError(message) from None
+    if not stat.S_ISREG(mode):
+        raise LedgerError(f"the ledger {path.name!r} cannot be opened (it is not a plain file)")
     if mode & 0o077:
         raise LedgerError(f"others may read or write the ledger {path.name!r}: chmod it to 600")
+
+
+def _create(path: Path) -> None:
+    empty, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # with mode 0600
+    os.close(empty)
+    try:
+        with suppress(FileExistsError):  # another process was faster
+            os.link(name, path)
+    finally:
+        Path(name).unlink()
 
 
 def _engine(path: Path | None, lock_timeout: float) -> sa.Engine:

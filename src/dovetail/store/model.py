@@ -70,8 +70,12 @@ class ModelCard:
         return self._epsilon(self.charged[partner])
 
     def joint_epsilon(self) -> float:
-        """ε of this job for a person who is a customer of every partner, at the budget's δ."""
-        return self._epsilon(sum(self.charged.values()))
+        """ε of this job for a person who may be a customer of every partner, at the budget's δ.
+
+        Where the terms say that nobody is a customer of two, the largest of the partners'.
+        """
+        counts = self.charged.values()
+        return self._epsilon(sum(counts) if self.terms.customers_overlap else max(counts))
 
     def not_protected(self) -> tuple[str, ...]:
         """What the stated ε does not cover, in sentences for people."""
@@ -218,7 +222,9 @@ def _column_lines(card: ModelCard) -> list[str]:
     lines = []
     for column in card.terms.schema.select(card.request.task.features).to_record()["columns"]:
         rest = {
-            k: v for k, v in column.items() if k not in ("name", "type") and v not in ("", False)
+            k: v
+            for k, v in column.items()
+            if k not in ("name", "type") and v is not False and v != ""
         }
         stated = "; ".join(
             f"{k} {', '.join(v) if isinstance(v, list) else v}" for k, v in rest.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from types import TracebackType
 
@@ -13,7 +14,10 @@ from torch import Tensor, nn
 from dovetail.training.batch import Batch, Customers
 from dovetail.training.book_keeping import BookKeeper, UnsupportedModel, supports
 from dovetail.training.clipping import Clipper, Rows, Sums, rows_of
+from dovetail.training.model import TabularModel
 from dovetail.training.opacus_hooks import OpacusHooks
+from dovetail.training.tabular_pass import TabularClipper
+from dovetail.training.vector import ParameterVector
 
 PHYSICAL_ROWS = 4096
 """Rows, padding included, that are in memory at once; a larger Poisson batch comes in parts."""
@@ -69,6 +73,12 @@ def clipped_sum(
         One customer moves the result by at most ``l2_clip_norm``. The result itself is *not*
         private: it may leave a node only with noise, and charged for.
     """
+    if isinstance(model, TabularModel):
+        vector = ParameterVector(copy.deepcopy(model))
+        TabularClipper(vector).add_clipped_sum(
+            rows_of(batch), l2_clip_norm, positive_weight, vector.sums_of
+        )
+        return {n: vector.sums_of[p].numpy() for n, p in vector.model.named_parameters()}
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     sums: dict[Tensor, Tensor] = {
         p: torch.zeros_like(p, requires_grad=False) for p in trained.values()

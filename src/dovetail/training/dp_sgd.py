@@ -21,16 +21,17 @@ from dovetail.agreement.request import TrainingTask
 from dovetail.privacy.sampler import SecureSampler
 from dovetail.schema import MISSING_CODE, Schema
 from dovetail.training.batch import Customers
-from dovetail.training.clipped_sum import ClippedSums, physical_batches
+from dovetail.training.clipped_sum import physical_batches
 from dovetail.training.clipping import Rows
 from dovetail.training.lazy_noise import LazyTables, lazy_pays
-from dovetail.training.model import Arrays, TabularModel, arrays_of, build_model, load_arrays
+from dovetail.training.model import Arrays, arrays_of, build_model, load_arrays
 from dovetail.training.noised_optimizer import (
     NoisedSumOptimizer,
     OptimizerState,
     restore,
     state_of,
 )
+from dovetail.training.tabular_pass import TabularClipper
 from dovetail.training.vector import ParameterVector
 
 
@@ -80,21 +81,21 @@ def train_round(
     model = build_model(task.model, schema)
     load_arrays(model, model_arrays)
     vector = ParameterVector(model)
-    steps = _steps(model, vector, schema, task, declared_customers, sampler)
+    steps = noised_steps(vector, schema, task, declared_customers, sampler)
     restore(steps.optimizer, steps.values, task, optimizer_state)
-    with ClippedSums(model) as clipped:
-        for _ in range(task.local_steps):
-            chosen = sampler.poisson_sample(len(customers), task.sampling_prob)
-            for rows in physical_batches(customers, chosen, schema.max_rows_per_customer):
-                steps.before_reading(rows)
-                clipped.add(rows, task.l2_clip_norm, task.positive_weight, vector.sums_of)
-            steps.take()
+    clipper = TabularClipper(vector)
+    for _ in range(task.local_steps):
+        chosen = sampler.poisson_sample(len(customers), task.sampling_prob)
+        for rows in physical_batches(customers, chosen, schema.max_rows_per_customer):
+            steps.before_reading(rows)
+            clipper.add_clipped_sum(rows, task.l2_clip_norm, task.positive_weight, vector.sums_of)
+        steps.take()
     steps.finish()
     return RoundResult(arrays_of(model), state_of(steps.optimizer, steps.values))
 
 
 @dataclass(frozen=True)
-class _Steps:
+class Steps:
     """How gathered sums become steps: all by the optimiser, or the embeddings' lazily.
 
     Attributes:
@@ -108,47 +109,51 @@ class _Steps:
     tables: LazyTables | None
 
     def before_reading(self, rows: Rows) -> None:
+        """Bring what these rows read up to date."""
         if self.tables:
             self.tables.settle(rows.codes)
 
     def take(self) -> None:
+        """Noise and apply what has been gathered."""
         self.optimizer.step()
         if self.tables:
             self.tables.step()
 
     def finish(self) -> None:
+        """Bring everything up to date; only now may the parameters leave."""
         if self.tables:
             self.tables.flush()
 
 
-def _steps(
-    model: TabularModel,
+def noised_steps(
     vector: ParameterVector,
     schema: Schema,
     task: TrainingTask,
     declared_customers: int,
     sampler: SecureSampler,
-) -> _Steps:
+) -> Steps:
+    """The steps of one round: lazy where that is exact and pays."""
     values, sums, tables = vector.values, vector.sums, None
     if lazy_pays(task, schema, declared_customers):
         sizes = [category.cardinality for category in schema.categories]
-        shape = (sum(sizes), task.model.embedding_dim)
-        end = shape[0] * shape[1]
-        table, table_sums = (v[:end].view(shape) for v in (values.detach(), sums))
-        tables = LazyTables(table, table_sums, sizes, task, declared_customers, sampler)
+        table = vector.tables.detach()
+        tables = LazyTables(
+            table, vector.sums_of[vector.tables], sizes, task, declared_customers, sampler
+        )
+        end = table.numel()
         values, sums = nn.Parameter(values.detach()[end:]), sums[end:]
     optimizer = NoisedSumOptimizer(values, sums, task, declared_customers, sampler)
-    still = [] if tables else _missing_embeddings(model, vector)
+    still = [] if tables else _missing_embeddings(vector)
     optimizer.attach_step_hook(_after_noise(values, still, task.proximal_mu))
-    return _Steps(optimizer, values, tables)
+    return Steps(optimizer, values, tables)
 
 
-def _missing_embeddings(model: TabularModel, vector: ParameterVector) -> list[slice]:
+def _missing_embeddings(vector: ParameterVector) -> list[slice]:
     """Where the embeddings of missing values are in the vector."""
-    width = model.embedding_dim
+    width = vector.model.embedding_dim
     starts = [
         vector.parts[f"embeddings.{i}.weight"].start + MISSING_CODE * width
-        for i in range(len(model.embeddings))
+        for i in range(len(vector.model.embeddings))
     ]
     return [slice(start, start + width) for start in starts]
 

@@ -60,7 +60,7 @@ class TabularModel(nn.Module):
             ``(n,)``, and not ``(n, 1)``: a loss against ``(n,)`` labels would broadcast the
             latter to ``(n, n)`` in silence, and every clip bound would be void.
         """
-        units = self._embed(numbers, codes) if self.embedded else self._one_hot(numbers, codes)
+        units = self._embed(numbers, codes) if self.embedded else self.one_hot(numbers, codes)
         for layer in self.hidden:
             units = torch.tanh(layer(units))
         logits: Tensor = self.output(units)
@@ -71,7 +71,8 @@ class TabularModel(nn.Module):
         parts = [embed(column) for embed, column in zip(self.embeddings, columns, strict=True)]
         return torch.cat([numbers, *parts], dim=1)
 
-    def _one_hot(self, numbers: Tensor, codes: Tensor) -> Tensor:
+    def one_hot(self, numbers: Tensor, codes: Tensor) -> Tensor:
+        """Inputs ``(n, numbers + all codes)`` of a family that does not embed."""
         if not self._cardinalities:
             return numbers
         first = numbers.shape[1]

@@ -1,0 +1,77 @@
+"""Book-keeping of the three model families with the backward pass written out.
+
+The same function as ``TabularModel.forward`` and the same closed forms as everywhere; only the
+chain rule is spelled here, because on batches of a few hundred rows autograd's own bookkeeping
+costs about as much as a matrix product. All embedding tables are read and written as one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from torch import Tensor, nn
+
+from dovetail.schema import MISSING_CODE
+from dovetail.training.clipping import Rows, Sums, logit_gradient
+from dovetail.training.closed_forms import AdjacentTables, Record, add_weighted_sums
+from dovetail.training.vector import ParameterVector
+
+
+class TabularClipper:
+    """Clipped sums of a vector's model; see :class:`dovetail.training.clipping.Clipper`."""
+
+    def __init__(self, vector: ParameterVector) -> None:
+        model = vector.model
+        self._model = model
+        self._linears = cast("list[nn.Linear]", [*model.hidden, model.output])
+        self._tables = AdjacentTables(1, 1, _weight=vector.tables) if model.embedded else None
+        sizes = [len(embedding.weight) for embedding in model.embeddings]  # type: ignore[arg-type]
+        self._firsts = torch.tensor(list(itertools.accumulate(sizes[:-1], initial=0)))
+        if self._tables is not None:
+            self._tables.num_embeddings = sum(sizes)
+            self._tables.embedding_dim = model.embedding_dim
+
+    def close(self) -> None:
+        """Nothing was put on the model."""
+
+    def add_clipped_sum(
+        self, rows: Rows, l2_clip_norm: float, positive_weight: float, sums: Sums
+    ) -> None:
+        """See :class:`dovetail.training.clipping.Clipper`; ``sums`` are the vector's."""
+        if len(rows) == 0:
+            return
+        with torch.inference_mode():
+            add_weighted_sums(self._records(rows, positive_weight), rows, l2_clip_norm, sums)
+
+    def _records(self, rows: Rows, positive_weight: float) -> list[Record]:
+        inputs = [self._first_inputs(rows)]
+        for layer in self._linears[:-1]:
+            inputs.append(torch.addmm(layer.bias, inputs[-1], layer.weight.t()).tanh_())
+        last = self._linears[-1]
+        logits = torch.addmm(last.bias, inputs[-1], last.weight.t()).squeeze(1)
+        grads = logit_gradient(logits, rows.labels, positive_weight).unsqueeze(1)
+        records = [Record(last, inputs[-1], grads, 1)]
+        for i in range(len(self._linears) - 2, -1, -1):
+            above = torch.mm(grads, self._linears[i + 1].weight)
+            grads = torch.ops.aten.tanh_backward(above, inputs[i + 1])
+            records.append(Record(self._linears[i], inputs[i], grads, 1))
+        if self._tables is not None:
+            records.append(self._table_record(rows, grads))
+        return records
+
+    def _first_inputs(self, rows: Rows) -> Tensor:
+        if self._tables is None:
+            return self._model.one_hot(rows.numbers, rows.codes)
+        embedded = F.embedding(rows.codes + self._firsts, self._tables.weight)
+        return torch.cat([rows.numbers, embedded.flatten(1)], dim=1)
+
+    def _table_record(self, rows: Rows, grads: Tensor) -> Record:
+        tables = cast("AdjacentTables", self._tables)
+        weight = self._linears[0].weight[:, rows.numbers.shape[1] :]
+        each = torch.mm(grads, weight).view(-1, tables.embedding_dim)
+        missing = (rows.codes == MISSING_CODE).view(-1, 1)
+        indices = (rows.codes + self._firsts).view(-1)
+        return Record(tables, indices, each.masked_fill_(missing, 0.0), rows.codes.shape[1])

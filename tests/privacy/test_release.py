@@ -1,0 +1,97 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from dovetail.crypto.canonical import canonical_bytes
+from dovetail.errors import PrivacyError
+from dovetail.privacy.accountant import epsilon
+from dovetail.privacy.event import SampledGaussian, Spending
+from dovetail.privacy.release import Provenance, Release, release
+
+STEP = SampledGaussian(0.1, 1.0, 2.0)
+SPENDING: dict[str, Spending] = {"retailer": {STEP: 30}, "brand": {STEP: 10}}
+PROVENANCE = Provenance("spring", "aa", "bb", 3)
+DELTA = 1e-5
+
+
+def _value() -> dict[str, np.ndarray]:
+    return {"weight": np.ones((2, 3), dtype=np.float32)}
+
+
+def _release(overlap: bool = False) -> Release:
+    return release(_value(), SPENDING, DELTA, PROVENANCE, customers_overlap=overlap)
+
+
+def test_direct_construction_is_refused() -> None:
+    with pytest.raises(PrivacyError, match="made by"):
+        Release(_value(), SPENDING, DELTA, {"retailer": 0.0}, 0.0, PROVENANCE)
+
+
+def test_epsilon_is_computed_from_what_was_charged() -> None:
+    made = _release()
+    assert made.epsilon["retailer"] == epsilon({STEP: 30}, DELTA)
+    assert made.epsilon["brand"] == epsilon({STEP: 10}, DELTA) < made.epsilon["retailer"]
+    assert made.joint_epsilon == made.epsilon["retailer"]
+
+
+def test_a_shared_customer_pays_at_every_partner() -> None:
+    assert _release(overlap=True).joint_epsilon == epsilon({STEP: 40}, DELTA)
+
+
+def test_the_value_is_a_read_only_copy() -> None:
+    value = _value()
+    made = release(value, SPENDING, DELTA, PROVENANCE, customers_overlap=False)
+    value["weight"][:] = 5
+    assert made.value["weight"].max() == 1
+    with pytest.raises(ValueError, match="read-only"):
+        made.value["weight"][0, 0] = 2
+
+
+def test_record_is_canonical_json_without_the_value() -> None:
+    record = _release().to_record()
+    assert b"weight" not in canonical_bytes(record)
+    assert (record["job"], record["rounds"], record["delta"]) == ("spring", 3, DELTA)
+
+
+def test_a_release_crosses_a_process_boundary() -> None:
+    made = _release()
+    copy = pickle.loads(pickle.dumps(made))
+    assert copy.to_record() == made.to_record()
+    assert np.array_equal(copy.value["weight"], made.value["weight"])
+
+
+def test_error_bars_match_the_value() -> None:
+    bars = {"weight": np.full((2, 3), 0.5, dtype=np.float32)}
+    made = release(_value(), SPENDING, DELTA, PROVENANCE, customers_overlap=False, error_bars=bars)
+    assert made.error_bars is not None
+    assert made.error_bars["weight"].shape == (2, 3)
+    for wrong in ({}, {"other": bars["weight"]}, {"weight": bars["weight"][:1]}):
+        with pytest.raises(PrivacyError, match="error bars"):
+            release(
+                _value(), SPENDING, DELTA, PROVENANCE, customers_overlap=False, error_bars=wrong
+            )
+
+
+@pytest.mark.parametrize("spending", [{}, {"retailer": {}}, {"retailer": {STEP: 0}}])
+def test_nothing_is_released_that_nobody_was_charged_for(spending: dict[str, Spending]) -> None:
+    with pytest.raises(PrivacyError, match="charged"):
+        release(_value(), spending, DELTA, PROVENANCE, customers_overlap=False)
+
+
+@pytest.mark.parametrize("entry", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(entry: float) -> None:
+    value = {"weight": np.array([0.0, entry], dtype=np.float32)}
+    with pytest.raises(PrivacyError, match="finite"):
+        release(value, SPENDING, DELTA, PROVENANCE, customers_overlap=False)
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, -0.1, float("nan")])
+def test_delta_out_of_range_is_refused(delta: float) -> None:
+    with pytest.raises(PrivacyError, match="delta"):
+        release(_value(), SPENDING, delta, PROVENANCE, customers_overlap=False)
+
+
+def test_an_empty_value_is_refused() -> None:
+    with pytest.raises(PrivacyError, match="nothing"):
+        release({}, SPENDING, DELTA, PROVENANCE, customers_overlap=False)
