@@ -171,12 +171,13 @@ def test_cancelling_gives_back_only_what_was_never_begun(ledger: Ledger) -> None
     do(ledger, "begin", "spring", 1, 3)
     do(ledger, "cancel", "spring")
     assert ledger.spending() == {STEP: 3}
-    for decide in (
+    decisions: list[Callable[[], Entry]] = [
         lambda: ledger.decide_begin("spring", 1, 3, NOW),
         lambda: ledger.decide_begin("spring", 2, 3, NOW),
         lambda: ledger.decide_commit("spring", 1, NOW),
         lambda: ledger.decide_cancel("spring", NOW),
-    ):
+    ]
+    for decide in decisions:
         with pytest.raises(LedgerError, match="not open"):
             decide()
 

@@ -33,7 +33,9 @@ def test_rfc_8785_section_3_2_2_example() -> None:
 
 @given(VALUES)
 def test_canonical_bytes_are_json_of_the_same_value(value: Any) -> None:
-    assert json.loads(canonical_bytes(value)) == value
+    """A whole float is written as its shortest digits, which only a float reader undoes."""
+    as_floats = json.loads(json.dumps(value), parse_int=float)
+    assert json.loads(canonical_bytes(value), parse_int=float) == as_floats
 
 
 @given(st.dictionaries(st.text(max_size=5), SCALARS, max_size=6))
@@ -47,11 +49,9 @@ def test_digest_is_sha256_of_the_bytes() -> None:
 
 @given(VALUES, VALUES)
 def test_different_values_have_different_bytes(one: Any, other: Any) -> None:
-    same = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
-    if same:
-        assert canonical_bytes(one) == canonical_bytes(other)
-    elif canonical_bytes(one) == canonical_bytes(other):
-        assert one == other  # 1 and 1.0, or 0.0 and -0.0
+    if canonical_bytes(one) == canonical_bytes(other):
+        texts = (json.dumps(one), json.dumps(other))
+        assert json.loads(texts[0], parse_int=float) == json.loads(texts[1], parse_int=float)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,12 @@
+import hashlib
+import hmac
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import ECB
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,23 +15,31 @@ from dovetail.crypto.prg import Prg, derive_key, fresh_key
 from dovetail.errors import PrivacyError
 
 KEY = bytes(range(16))
+NIST_KEY = bytes.fromhex("2b7e151628aed2a6abf7158809cf4f3c")
 PARTS = st.one_of(st.text(max_size=6), st.integers(-(10**6), 10**6))
 
 
-def test_blocks_are_aes_of_the_counter() -> None:
-    """NIST SP 800-38A's key; the counter starts at 0, so the first block is AES(key, 0)."""
-    key = bytes.fromhex("2b7e151628aed2a6abf7158809cf4f3c")
-    assert Prg(key).words32(4).astype("<u4").tobytes() == bytes.fromhex(
-        "7df76b0c1ab899b33e42f047b91b546f"
+def test_first_block_of_the_zero_key_is_the_published_one() -> None:
+    """AES-128 of a zero block under the zero key: NIST AESAVS, also GCM's test case 1."""
+    assert Prg(bytes(16)).words64(2).astype("<u8").tobytes() == bytes.fromhex(
+        "66e94bd4ef8a2c3b884cfa59ca342b2e"
     )
 
 
-def test_keystream_matches_nist_ecb_vectors() -> None:
-    """SP 800-38A F.1.1 by way of the keystream: FIPS 197 C.1 at the counter 0 of another key."""
-    key = bytes(16)
-    assert Prg(key).words64(2).astype("<u8").tobytes() == bytes.fromhex(
-        "66e94bd4ef8a2c3b884cfa59ca342e2b"  # AES-128 of zeros under the zero key (NIST AESAVS)
-    )
+def test_the_block_cipher_is_that_of_sp_800_38a() -> None:
+    """NIST SP 800-38A, F.5.1: the key stream block of each counter, here as ECB."""
+    encrypt = Cipher(AES(NIST_KEY), ECB()).encryptor()
+    counters = [bytes(range(0xF0, 0x100))[:-1] + bytes([0xFF]), bytes(range(0xF0, 0xFE))]
+    counters[1] += bytes([0xFF, 0x00])
+    assert encrypt.update(counters[0]).hex() == "ec8cdf7398607cb0f2d21675ea9ea1e4"
+    assert encrypt.update(counters[1]).hex() == "362b7c3c6773516318a077d7fc5073ae"
+
+
+def test_blocks_are_the_cipher_of_counters_from_zero() -> None:
+    """NIST SP 800-38A, section 6.5 and appendix B.1: one more per block, big-endian."""
+    encrypt = Cipher(AES(NIST_KEY), ECB()).encryptor()
+    expected = b"".join(encrypt.update(i.to_bytes(16, "big")) for i in range(70_000))
+    assert Prg(NIST_KEY).words32(280_000).astype("<u4").tobytes() == expected
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=12))
@@ -85,9 +98,6 @@ def test_fresh_keys_differ() -> None:
 
 def test_derived_key_is_hkdf_of_the_stated_encoding() -> None:
     """Recomputed from RFC 5869 with hmac alone, so that old keys stay derivable."""
-    import hashlib
-    import hmac
-
     info = b"dovetail/1" + b"s" + (5).to_bytes(8, "big") + b"noise"
     info += b"i" + (2).to_bytes(8, "big") + b"12"
     extracted = hmac.digest(bytes(32), KEY, hashlib.sha256)

@@ -1,4 +1,6 @@
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,8 +28,13 @@ LABELS = (np.arange(ROWS) % 2).astype(np.uint8)
 
 
 @pytest.fixture
-def folder(tmp_path):
-    arrays = {"numbers": NUMBERS, "codes": CODES, "labels": LABELS, "offsets": OFFSETS}
+def folder(tmp_path: Path) -> Path:
+    arrays: dict[str, Any] = {
+        "numbers": NUMBERS,
+        "codes": CODES,
+        "labels": LABELS,
+        "offsets": OFFSETS,
+    }
     for name, array in arrays.items():
         (tmp_path / name).write_bytes(array.tobytes())
     (tmp_path / "meta.json").write_text(Layout(SCHEMA, ROWS, len(COUNTS)).to_json())
@@ -37,7 +44,9 @@ def folder(tmp_path):
 @pytest.mark.parametrize("resident_bytes", [0, 2**20])
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(wanted=st.lists(st.integers(0, len(COUNTS) - 1), max_size=8))
-def test_a_batch_holds_each_customers_rows_and_padding(folder, resident_bytes, wanted):
+def test_a_batch_holds_each_customers_rows_and_padding(
+    folder: Path, resident_bytes: int, wanted: list[int]
+) -> None:
     arrays = CustomerArrays.open(folder, resident_bytes)
     batch = arrays.batch(np.array(wanted, dtype=np.int64))
     width = max((COUNTS[i] for i in wanted), default=1)
@@ -58,7 +67,7 @@ def test_a_batch_holds_each_customers_rows_and_padding(folder, resident_bytes, w
 
 
 @pytest.mark.parametrize("resident_bytes", [0, 2**20])
-def test_a_batch_is_a_writable_copy(folder, resident_bytes):
+def test_a_batch_is_a_writable_copy(folder: Path, resident_bytes: int) -> None:
     arrays = CustomerArrays.open(folder, resident_bytes)
     for wanted in ([0, 4], [1, 2]):
         batch = arrays.batch(np.array(wanted))
@@ -68,12 +77,12 @@ def test_a_batch_is_a_writable_copy(folder, resident_bytes):
 
 
 @pytest.mark.parametrize("customer", [-1, len(COUNTS)])
-def test_an_index_out_of_range_is_refused(folder, customer):
+def test_an_index_out_of_range_is_refused(folder: Path, customer: int) -> None:
     with pytest.raises(IndexError, match="customer indices"):
         CustomerArrays.open(folder).batch(np.array([0, customer]))
 
 
-def test_a_subset_has_indices_of_its_own(folder):
+def test_a_subset_has_indices_of_its_own(folder: Path) -> None:
     arrays = CustomerArrays.open(folder)
     subset = CustomerSubset(arrays, np.array([3, 1]))
     assert len(subset) == 2
@@ -82,7 +91,7 @@ def test_a_subset_has_indices_of_its_own(folder):
 
 
 @pytest.mark.parametrize("name", ["numbers", "codes", "labels", "offsets", "meta.json"])
-def test_a_damaged_store_is_refused(folder, name):
+def test_a_damaged_store_is_refused(folder: Path, name: str) -> None:
     (folder / name).write_bytes((folder / name).read_bytes()[:-1])
     with pytest.raises(DataError, match="prepare them again"):
         CustomerArrays.open(folder)
@@ -92,13 +101,13 @@ def test_a_damaged_store_is_refused(folder, name):
 
 
 @pytest.mark.parametrize("changes", [{"format": 2}, {"rows": "many"}, {"schema": {}}, {"rows": -1}])
-def test_a_store_of_another_make_is_refused(folder, changes):
+def test_a_store_of_another_make_is_refused(folder: Path, changes: dict[str, object]) -> None:
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps({**meta, **changes}))
     with pytest.raises(DataError, match="prepare them again"):
         CustomerArrays.open(folder)
 
 
-def test_delete_removes_everything(folder):
+def test_delete_removes_everything(folder: Path) -> None:
     CustomerArrays.open(folder).delete()
     assert not folder.exists()

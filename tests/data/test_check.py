@@ -1,32 +1,41 @@
 import math
 import traceback
+from collections.abc import Callable
 from datetime import date, datetime
 from decimal import Decimal
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dovetail.data.check import bucket, check
+from dovetail.data.check import CheckReport, bucket, check
 from dovetail.data.source import Source
 from dovetail.errors import DataError, DovetailError, SchemaError
+from dovetail.schema import Schema
+
+Write = Callable[..., Path]
+Table = dict[str, list[Any]]
 
 CANARY = "31415926"
 
 
-def report_on(path, schema):
+def report_on(path: Path, schema: Schema) -> CheckReport:
     return check(Source.files(path), schema)
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv"])
-def test_a_sound_table_has_no_findings(write, schema, table, ending):
+def test_a_sound_table_has_no_findings(
+    write: Write, schema: Schema, table: Table, ending: str
+) -> None:
     report = report_on(write(f"t.{ending}", table), schema)
     assert (report.errors, report.warnings) == ((), ())
     report.raise_if_bad()
 
 
-BAD = {
+BAD: dict[str, tuple[str, list[Any], str, str]] = {
     "spend NULL": ("spend", [None, 1.0, 2.0, 3.0, 4.0], "spend", "NULL is not allowed"),
     "spend NaN": ("spend", [math.nan, 1.0, 2.0, 3.0, 4.0], "spend", "NaN or infinite"),
     "spend inf": ("spend", [-math.inf, 1.0, 2.0, 3.0, 4.0], "spend", "NaN or infinite"),
@@ -45,7 +54,9 @@ BAD = {
 
 @pytest.mark.parametrize("ending", ["parquet", "csv"])
 @pytest.mark.parametrize("name", BAD)
-def test_errors_name_column_and_rule(write, schema, table, name, ending):
+def test_errors_name_column_and_rule(
+    write: Write, schema: Schema, table: Table, name: str, ending: str
+) -> None:
     changed, values, column, words = BAD[name]
     report = report_on(write(f"t.{ending}", {**table, changed: values}), schema)
     assert [finding.column for finding in report.errors] == [column]
@@ -66,7 +77,9 @@ def test_errors_name_column_and_rule(write, schema, table, name, ending):
         ("bought", [datetime(2020, 1, 1)] * 5),
     ],
 )
-def test_types_that_cannot_be_meant_are_refused(write, schema, table, column, values):
+def test_types_that_cannot_be_meant_are_refused(
+    write: Write, schema: Schema, table: Table, column: str, values: Any
+) -> None:
     report = report_on(write("t.parquet", {**table, column: values}), schema)
     with pytest.raises(SchemaError, match=r"its type .* does not fit"):
         report.raise_if_bad()
@@ -88,11 +101,13 @@ def test_types_that_cannot_be_meant_are_refused(write, schema, table, column, va
         ("bought", ["1", "false", "0", "true", "1"]),
     ],
 )
-def test_types_that_can_be_meant_are_read(write, schema, table, column, values):
+def test_types_that_can_be_meant_are_read(
+    write: Write, schema: Schema, table: Table, column: str, values: Any
+) -> None:
     assert report_on(write("t.parquet", {**table, column: values}), schema).errors == ()
 
 
-def test_a_column_that_is_not_there(write, schema, table):
+def test_a_column_that_is_not_there(write: Write, schema: Schema, table: Table) -> None:
     del table["spend"]
     report = report_on(write("t.parquet", {**table, "spned": [1.0] * 5}), schema)
     with pytest.raises(SchemaError, match=r"column 'spend'.*not in the table") as caught:
@@ -100,18 +115,18 @@ def test_a_column_that_is_not_there(write, schema, table):
     assert "spned" not in str(caught.value)
 
 
-def test_column_names_ignore_case(write, schema, table):
+def test_column_names_ignore_case(write: Write, schema: Schema, table: Table) -> None:
     table["SPEND"] = table.pop("spend")
     assert report_on(write("t.parquet", table), schema).errors == ()
 
 
-def test_an_empty_table(write, schema, table):
+def test_an_empty_table(write: Write, schema: Schema, table: Table) -> None:
     path = write("t.parquet", {name: pa.array(v)[:0] for name, v in table.items()})
     with pytest.raises(SchemaError, match="the table is empty"):
         report_on(path, schema).raise_if_bad()
 
 
-def test_warnings_count_in_buckets(write, schema, table):
+def test_warnings_count_in_buckets(write: Write, schema: Schema, table: Table) -> None:
     many = {name: values * 30 for name, values in table.items()}
     many["spend"][:12] = [-1.0] * 12
     many["shop"][:3] = ["west"] * 3
@@ -126,7 +141,7 @@ def test_warnings_count_in_buckets(write, schema, table):
     ]
 
 
-def test_several_errors_are_all_in_the_report(write, schema, table):
+def test_several_errors_are_all_in_the_report(write: Write, schema: Schema, table: Table) -> None:
     table["spend"][0], table["bought"][0] = None, 7
     report = report_on(write("t.parquet", table), schema)
     assert [finding.column for finding in report.errors] == ["bought", "spend"]
@@ -135,7 +150,7 @@ def test_several_errors_are_all_in_the_report(write, schema, table):
 
 
 @given(st.integers(1, 10**9))
-def test_a_bucket_holds_its_count_and_tells_no_more(count):
+def test_a_bucket_holds_its_count_and_tells_no_more(count: int) -> None:
     text = bucket(count)
     if text == "1,000,000+":
         assert count >= 10**6
@@ -145,7 +160,7 @@ def test_a_bucket_holds_its_count_and_tells_no_more(count):
     assert high == 10 * low - 1
 
 
-LEAKS = [
+LEAKS: list[tuple[str, list[Any]]] = [
     ("spend", [CANARY] * 4 + ["x" + CANARY]),
     ("spend", [float(CANARY), math.inf, 1.0, 2.0, 3.0]),
     ("gap", ["x" + CANARY] * 5),
@@ -160,7 +175,9 @@ LEAKS = [
 
 @pytest.mark.parametrize(("column", "values"), LEAKS)
 @pytest.mark.parametrize("ending", ["parquet", "csv"])
-def test_no_finding_holds_a_value(write, schema, table, column, values, ending):
+def test_no_finding_holds_a_value(
+    write: Write, schema: Schema, table: Table, column: str, values: Any, ending: str
+) -> None:
     if ending == "csv" and isinstance(values[0], list):
         return
     report = report_on(write(f"t.{ending}", {**table, column: values}), schema)
@@ -180,7 +197,9 @@ BROKEN_CSV = [
 
 @pytest.mark.parametrize("text", BROKEN_CSV)
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
-def test_no_error_about_a_broken_csv_holds_a_value(tmp_path, schema, text, encoding):
+def test_no_error_about_a_broken_csv_holds_a_value(
+    tmp_path: Path, schema: Schema, text: str, encoding: str
+) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(text.encode(encoding))
     with pytest.raises((DataError, SchemaError)) as caught:
@@ -204,7 +223,7 @@ QUERIES = [
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_no_error_of_a_query_holds_a_value(write, schema, query):
+def test_no_error_of_a_query_holds_a_value(write: Write, schema: Schema, query: str) -> None:
     path = write("t.parquet", {"v": [CANARY + "x"] * 3, f"nosuc{CANARY}": [1] * 3})
     with pytest.raises(DovetailError) as caught:
         check(Source.sql(query, {"t": path}), schema).raise_if_bad()

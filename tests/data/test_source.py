@@ -1,4 +1,5 @@
 import stat
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -8,13 +9,15 @@ from dovetail.data.engine import Limits
 from dovetail.data.source import Source, materialise, run_query
 from dovetail.errors import DataError
 
+Write = Callable[..., Path]
+
 
 def rows_of(source: Source) -> list[tuple[object, ...]]:
     with source.open(Limits()) as opened:
         return sorted(opened.rows('FROM "dovetail rows"'))
 
 
-def test_a_file_a_glob_and_a_folder_are_one_table(write, tmp_path):
+def test_a_file_a_glob_and_a_folder_are_one_table(write: Write, tmp_path: Path) -> None:
     write("folder/a.parquet", {"k": [1], "x": [0.5]})
     write("folder/b.parquet", {"x": [1.5], "k": [2]})
     (tmp_path / "folder" / "_SUCCESS").touch()
@@ -24,24 +27,24 @@ def test_a_file_a_glob_and_a_folder_are_one_table(write, tmp_path):
     assert rows_of(Source.files(tmp_path / "folder")) == [(1, 0.5), (2, 1.5)]
 
 
-def test_csv_columns_stay_text_and_an_empty_field_is_null(tmp_path):
+def test_csv_columns_stay_text_and_an_empty_field_is_null(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('k,x\n007,\n8,"1,5"\n')
     assert rows_of(Source.files(tmp_path / "a.csv")) == [("007", None), ("8", "1,5")]
 
 
-def test_gzipped_csv(tmp_path):
+def test_gzipped_csv(tmp_path: Path) -> None:
     import gzip
 
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"k,x\n1,2\n"))
     assert rows_of(Source.files(tmp_path / "a.csv.gz")) == [("1", "2")]
 
 
-def test_a_csv_of_numbers_alone_still_has_a_header(tmp_path):
+def test_a_csv_of_numbers_alone_still_has_a_header(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("1,2\n3,4\n")
     assert rows_of(Source.files(tmp_path / "a.csv")) == [("3", "4")]
 
 
-def test_sql_over_several_tables(write):
+def test_sql_over_several_tables(write: Write) -> None:
     sales = write("sales.csv", {"who": [1, 1, 2], "amount": [1.5, 2.0, 4.0]})
     people = write("people.parquet", {"who": [1, 2], "born": [date(1990, 1, 1), None]})
     query = "SELECT who, sum(amount), any_value(born) FROM sales JOIN people USING (who) GROUP BY 1"
@@ -51,13 +54,13 @@ def test_sql_over_several_tables(write):
     assert sorted(run_query(query, tables)) == expected
 
 
-def test_a_table_may_have_any_name(write):
+def test_a_table_may_have_any_name(write: Write) -> None:
     path = write("a.parquet", {"k": [1]})
     assert run_query("FROM source", {"source": path}) == [(1,)]
     assert run_query('FROM "my ""table"', {'my "table': path}) == [(1,)]
 
 
-def test_types_of_csv_in_sql_come_from_the_whole_file(tmp_path):
+def test_types_of_csv_in_sql_come_from_the_whole_file(tmp_path: Path) -> None:
     lines = "\n".join(["x", *["1"] * 30_000, "late"])
     (tmp_path / "a.csv").write_text(lines)
     ((count,),) = run_query("SELECT count(*) FROM t WHERE x = 'late'", {"t": tmp_path / "a.csv"})
@@ -82,14 +85,14 @@ def test_types_of_csv_in_sql_come_from_the_whole_file(tmp_path):
         "",
     ],
 )
-def test_a_query_reaches_its_tables_and_nothing_else(write, query):
+def test_a_query_reaches_its_tables_and_nothing_else(write: Write, query: str) -> None:
     local_variable = write("other.parquet", {"k": [1]})  # noqa: F841
     path = write("a.parquet", {"k": [1]})
     with pytest.raises(DataError):
         run_query(query, {"t": path})
 
 
-def test_the_column_that_a_query_misspells_is_named(write):
+def test_the_column_that_a_query_misspells_is_named(write: Write) -> None:
     path = write("a.parquet", {"canary_column": [1]})
     with pytest.raises(DataError, match="no column 'canary_colum'") as caught:
         run_query("SELECT canary_colum FROM t", {"t": path})
@@ -97,12 +100,12 @@ def test_the_column_that_a_query_misspells_is_named(write):
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv"])
-def test_a_missing_file_is_named(tmp_path, ending):
+def test_a_missing_file_is_named(tmp_path: Path, ending: str) -> None:
     with pytest.raises(DataError, match=rf"absent\.{ending}"):
         rows_of(Source.files(tmp_path / f"absent.{ending}"))
 
 
-def test_mixed_and_foreign_formats_are_refused(write, tmp_path):
+def test_mixed_and_foreign_formats_are_refused(write: Write, tmp_path: Path) -> None:
     write("mixed/a.parquet", {"k": [1]})
     write("mixed/b.csv", {"k": [1]})
     (tmp_path / "a.xlsx").write_bytes(b"PK")
@@ -114,7 +117,7 @@ def test_mixed_and_foreign_formats_are_refused(write, tmp_path):
         rows_of(Source.files(tmp_path / "void"))
 
 
-def test_truncated_files_are_named(write, tmp_path):
+def test_truncated_files_are_named(write: Write, tmp_path: Path) -> None:
     whole = write("folder/a.parquet", {"k": list(range(1000))})
     write("folder/b.parquet", {"k": list(range(1000))})
     whole.write_bytes(whole.read_bytes()[:-100])
@@ -125,7 +128,7 @@ def test_truncated_files_are_named(write, tmp_path):
         rows_of(Source.files(tmp_path / "folder"))
 
 
-def test_damage_inside_a_file_is_named(write):
+def test_damage_inside_a_file_is_named(write: Write) -> None:
     path = write("a.parquet", {"k": list(range(10_000))})
     content = path.read_bytes()
     path.write_bytes(content[:4] + bytes(len(content) - 8) + content[-4:])
@@ -133,14 +136,14 @@ def test_damage_inside_a_file_is_named(write):
         rows_of(Source.files(path))
 
 
-def test_materialise_writes_a_private_file(write, tmp_path):
+def test_materialise_writes_a_private_file(write: Write, tmp_path: Path) -> None:
     path = write("a.parquet", {"k": [1, 2]})
     materialise("SELECT sum(k) AS total FROM t", {"t": path}, tmp_path / "sum.parquet")
     assert rows_of(Source.files(tmp_path / "sum.parquet")) == [(3,)]
     assert stat.S_IMODE((tmp_path / "sum.parquet").stat().st_mode) == 0o600
 
 
-def test_materialise_all_or_nothing(write, tmp_path):
+def test_materialise_all_or_nothing(write: Write, tmp_path: Path) -> None:
     path = write("in/a.parquet", {"k": ["1"] * 50_000 + ["x"]})
     out = tmp_path / "out"
     out.mkdir()
@@ -153,7 +156,7 @@ def test_materialise_all_or_nothing(write, tmp_path):
         materialise("SELECT 1", {}, tmp_path / "absent" / "c.parquet")
 
 
-def test_a_relative_destination(tmp_path, monkeypatch):
+def test_a_relative_destination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     materialise("SELECT 1 AS one", {}, Path("here.parquet"))
     assert rows_of(Source.files(Path("here.parquet"))) == [(1,)]

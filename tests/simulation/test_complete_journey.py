@@ -123,7 +123,8 @@ def _with_more(tables: Mapping[str, Path], folder: Path, moment: str) -> dict[st
     materialise(
         f"""
         FROM transactions UNION ALL BY NAME (
-          SELECT * REPLACE (basket_id + 10^14::BIGINT AS basket_id, {moment} AS transaction_timestamp,
+          SELECT * REPLACE (basket_id + 10^14::BIGINT AS basket_id,
+            {moment} AS transaction_timestamp,
             sales_value * 7 + 1 AS sales_value, coupon_disc + 1 AS coupon_disc)
           FROM transactions QUALIFY row_number() OVER (PARTITION BY household_id) = 1)
         """,

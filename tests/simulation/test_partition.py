@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dovetail.data.source import materialise, run_query
@@ -66,6 +66,7 @@ def test_by_column_needs_one_value_per_customer(table: Path) -> None:
         partition.by_column(table, "customer", "visit")
 
 
+@settings(max_examples=30)
 @given(keys, st.integers(0, 2**40))
 def test_by_size_gives_each_customer_one_partner_whatever_the_order(
     customers: list[str], seed: int

@@ -5,11 +5,11 @@ import math
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import NormalDist
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import norm
 
 from dovetail.errors import DataError, LedgerError
 from dovetail.privacy import accountant
@@ -230,7 +230,7 @@ def test_the_accounted_rate_lies_between_a_real_attack_and_the_stated_bound(nois
     for rate, stated, accounted in zip(
         FALSE_POSITIVE_RATES, found.stated, found.accounted, strict=True
     ):
-        real = float(norm.cdf(norm.ppf(rate) + 1 / noise))
+        real = NormalDist().cdf(NormalDist().inv_cdf(rate) + 1 / noise)
         assert real <= accounted <= min(stated, 1.35 * real)
 
 

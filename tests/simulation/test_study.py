@@ -76,7 +76,9 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
 
 
 def test_one_file_per_partner(tmp_path: Path) -> None:
-    record = changed("data", {"schema": "s.toml", "first_day": "2024-01-01", "last_day": "2024-02-01"})
+    record = changed(
+        "data", {"schema": "s.toml", "first_day": "2024-01-01", "last_day": "2024-02-01"}
+    )
     record["partition"] = {"partners": {"shop": "shop.csv", "brand": "brand.csv"}}
     study = parse_study(record, tmp_path)
     assert study.partition.kind == "files"

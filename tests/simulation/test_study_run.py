@@ -16,7 +16,9 @@ import pytest
 from dovetail.agreement.request import ModelSpec
 from dovetail.data.tidy import read_parquet
 from dovetail.errors import DataError, PolicyError, SettingError
-from dovetail.simulation import Study, cell_store
+from dovetail.simulation import Study
+from dovetail.simulation.cell_store import CellStore, only_run
+from dovetail.simulation.comparison import Cell, CellResult
 from dovetail.simulation.results import ALL
 from dovetail.simulation.running import Progress, run_study, worth_starting
 from dovetail.simulation.study import Evaluation, Partition, StudyData, StudyPrivacy, Training
@@ -54,7 +56,7 @@ CHILD = """
 import sys
 from dovetail.simulation import Study
 tell = lambda progress: print(progress.done, flush=True)
-Study.load(sys.argv[1]).run(sys.argv[2], workers=int(sys.argv[3]), on_progress=tell)
+Study.load(sys.argv[1]).run(sys.argv[2], workers=1, on_progress=tell)
 """
 
 
@@ -167,40 +169,37 @@ def test_a_second_run_reuses_every_cell(whole: StudyResult, whole_folder: Path) 
 
 def test_another_epsilon_runs_only_what_is_new(whole: StudyResult, whole_folder: Path) -> None:
     told: list[Progress] = []
-    fewer = replace(
-        STUDY, seeds=(0,), privacy=replace(STUDY.privacy, epsilons=(1.0, 2.0))
-    )
+    fewer = replace(STUDY, seeds=(0,), privacy=replace(STUDY.privacy, epsilons=(1.0, 2.0)))
     run_study(fewer, whole_folder, workers=1, on_progress=told.append)
     assert (told[-1].total, told[-1].reused) == (11, 6)
 
 
-def test_other_data_or_training_reuse_nothing(whole: StudyResult, whole_folder: Path) -> None:
-    one = replace(STUDY, seeds=(0,), privacy=replace(STUDY.privacy, epsilons=(1.0,)))
-    for other in (
-        replace(one, data=replace(STUDY.data, seed=1)),
-        replace(one, training=replace(STUDY.training, learning_rate=2.0)),
-    ):
-        told: list[Progress] = []
-        run_study(other, whole_folder, workers=1, on_progress=told.append)
-        assert told[-1].reused == 0
+def test_a_run_is_found_only_for_what_it_was_run_on(tmp_path: Path) -> None:
+    cell = Cell("joint", ALL, 1.0, 2.0, seed=0)
+    result = CellResult((), np.arange(3, dtype=np.float32))
+    CellStore(tmp_path, STUDY, "data").save(cell, result)
+    found = CellStore(tmp_path, replace(STUDY, name="Other", seeds=(0,)), "data").load(cell)
+    assert found is not None
+    np.testing.assert_array_equal(found.scores, result.scores)
+    others = [
+        (replace(STUDY, training=replace(STUDY.training, learning_rate=2.0)), "data", cell),
+        (replace(STUDY, privacy=replace(STUDY.privacy, delta=1e-4)), "data", cell),
+        (STUDY, "other data", cell),
+        (STUDY, "data", replace(cell, seed=1)),
+        (STUDY, "data", replace(cell, comparison="pooled_dp")),
+        (STUDY, "data", replace(cell, noise_multiplier=2.1)),
+    ]
+    for study, data, other in others:
+        assert CellStore(tmp_path, study, data).load(other) is None
 
 
-def test_workers_change_nothing(whole: StudyResult, whole_folder: Path, tmp_path: Path) -> None:
-    assert_equal(STUDY.run(tmp_path, workers=2), whole)
-    for name in ("results.parquet", "results.json"):
-        assert (tmp_path / name).stat().st_size > 0
-
-
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_killed_run_goes_on_where_it_stopped(
-    whole: StudyResult, tmp_path: Path, workers: str
+def test_a_killed_run_goes_on_in_workers_and_ends_as_if_nothing_had_happened(
+    whole: StudyResult, tmp_path: Path
 ) -> None:
     study, output = tmp_path / "study.toml", tmp_path / "output"
     study.write_text(STUDY_TOML)
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(study), str(output), workers],
-        stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", CHILD, str(study), str(output)], stdout=subprocess.PIPE, text=True
     )
     assert child.stdout is not None
     with child.stdout as progress:
@@ -211,7 +210,7 @@ def test_a_killed_run_goes_on_where_it_stopped(
     assert child.wait() == -signal.SIGKILL
     assert not (output / "results.json").exists()
     told: list[Progress] = []
-    result = Study.load(study).run(output, workers=1, on_progress=told.append)
+    result = Study.load(study).run(output, workers=2, on_progress=told.append)
     assert 5 <= told[0].reused < CELLS
     assert_equal(result, whole)
 
@@ -245,12 +244,12 @@ def test_a_full_disk_leaves_nothing_half(tmp_path: Path) -> None:
 
 def test_one_folder_takes_one_run_at_a_time(tmp_path: Path) -> None:
     with (
-        cell_store.only_run(tmp_path),
+        only_run(tmp_path),
         pytest.raises(SettingError, match="another run"),
-        cell_store.only_run(tmp_path),
+        only_run(tmp_path),
     ):
         pass
-    with cell_store.only_run(tmp_path):
+    with only_run(tmp_path):
         pass
 
 

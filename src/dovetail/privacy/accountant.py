@@ -47,7 +47,8 @@ _ABSOLUTE_ERROR = 5e-4
 _WIDEST_CELL = 2.0**-9
 _MOST_CELLS = 2**19  # of one step's distribution: bounds time and memory
 _DIGITS = 4
-_TOLERANCE = 5e-5  # of a noise multiplier's logarithm: half a unit of the fourth digit
+_TOLERANCE = 2e-4  # of the cost's logarithm when calibrating: one to two units of the last digit
+_STRIDE = 0.3  # in the multiplier's logarithm: about how far RDP lies from PLD
 _SMALL_ORDERS = (1.75, 2, 2.25, 2.5, 2.75, 3, 3.5, 4, 4.5, *range(5, 33))
 _ORDERS = (*_SMALL_ORDERS, *range(34, 65, 3), 80, 96, 128, 192, 256, 384, 512, 1024)
 _FEW_ORDERS = (2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 26, 32, 48, 64, 96, 128, 256)  # ten times faster
@@ -256,21 +257,26 @@ def _bracket(target: float, delta: float, prob: float, steps: int) -> tuple[floa
     while high - low > 0.05:
         middle = (low + high) / 2
         low, high = (low, middle) if enough(middle) else (middle, high)
-    return low - 0.3, high + 1e-9
+    return max(low - _STRIDE, math.log(NOISE_MULTIPLIERS[0])), high + 1e-9
 
 
 def _crossing(excess: Callable[[float], float], low: float, high: float) -> float:
-    """Where a falling function passes 0, to within :data:`_TOLERANCE`, from above.
+    """Where a falling function is 0 or less, but not by more than :data:`_TOLERANCE`.
 
-    Regula falsi with the Illinois rule (Dowell and Jarratt 1971): a cost is dear to compute.
+    Regula falsi with the Illinois rule (Dowell and Jarratt 1971), aimed just below 0: a cost is
+    dear to compute. ``high`` is good already; ``low`` is moved until it is too low.
     """
     at_low, at_high = excess(low), excess(high)
-    if at_low <= 0:
-        return low
-    while high - low > _TOLERANCE:
-        guess = high - at_high * (high - low) / (at_high - at_low)
-        guess = min(max(guess, low + _TOLERANCE / 2), high - _TOLERANCE / 2)
+    while at_low <= 0 and low > math.log(NOISE_MULTIPLIERS[0]):
+        high, at_high = low, at_low
+        low = max(low - _STRIDE, math.log(NOISE_MULTIPLIERS[0]))
+        at_low = excess(low)
+    while at_low > 0 and high - low > _TOLERANCE / 2:
+        guess = high - (at_high + _TOLERANCE / 2) * (high - low) / (at_high - at_low)
+        guess = min(max(guess, low + _TOLERANCE / 4), high - _TOLERANCE / 4)
         at_guess = excess(guess)
+        if -_TOLERANCE <= at_guess <= 0:
+            return guess
         if at_guess > 0:
             low, at_low, at_high = guess, at_guess, at_high / 2
         else:

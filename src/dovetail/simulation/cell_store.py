@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from dovetail.errors import DataError, SettingError
 from dovetail.simulation.comparison import Cell, CellResult
 from dovetail.simulation.results import Measurement
 from dovetail.simulation.study import Study
+
+_UNREADABLE = (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError)
 
 
 class CellStore:
@@ -56,10 +59,8 @@ class CellStore:
                 records = json.loads(str(arrays["measurements"]))
                 scores = arrays["scores"].astype(np.float32)
             return CellResult(tuple(Measurement(**record) for record in records), scores)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None  # damaged, by whatever else than this program: it is run again
+        except _UNREADABLE:
+            return None  # not there, or damaged by something else than this program
 
     def save(self, cell: Cell, result: CellResult) -> None:
         """Keeps a finished run.

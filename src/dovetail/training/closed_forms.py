@@ -1,9 +1,14 @@
 """Closed forms of book-keeping: squared gradient norms and weighted sums, layer by layer.
 
-For a layer whose inputs ``a_i`` and output gradients ``g_i`` are known, the sum over positions ``i``
-of its gradients has a norm that can be computed without forming each gradient: see Bu et al. (2023),
-"Differentially private optimization on large model at small cost", ICML, section 3, and for the
-embedding's duplicates and several rows per customer the comments beside each rule.
+From a layer's inputs ``a_i`` and the gradients ``g_i`` of its outputs at positions ``i`` follow the
+norm of each customer's summed gradient and, once that is clipped, the weighted sum over customers;
+no customer's gradient of the whole model is ever formed. (Bu et al. 2023, "Differentially private
+optimization on large model at small cost", ICML, section 3; here for sums over several rows.)
+
+- Linear: ``|sum_i g_i a_i^T|^2 = sum_ij (a_i . a_j)(g_i . g_j)``, or from the customer's gradient
+  of this layer where that is smaller than its inputs and outputs.
+- Embedding: gradients that meet in one table row are added first, so that duplicates are exact.
+- LayerNorm: the gradient is as small as one output; it is formed.
 """
 
 from __future__ import annotations
@@ -42,6 +47,7 @@ class Record(NamedTuple):
 
 
 def add_weighted_sums(records: list[Record], rows: Rows, l2_clip_norm: float, sums: Sums) -> None:
+    """Clip each customer's gradient over all layers together, and add the sum to ``sums``."""
     squared_norms = torch.zeros(rows.customers)
     for record in records:
         squared_norms += RULES[type(record.layer)].squared_norms(record, rows)
@@ -130,7 +136,13 @@ def _add_embedding_sum(record: Record, weights: Tensor, sums: Sums) -> None:
 
 
 class AdjacentTables(nn.Embedding):
-    """Several tables end to end, of which a row of data reads each exactly once."""
+    """Embedding tables end to end, of which a row of data reads each exactly once."""
+
+    def __init__(self, tables: nn.Parameter) -> None:
+        """Wrap ``(rows of all tables, dim)``, sharing it."""
+        rows, dim = tables.shape
+        super().__init__(rows, dim, device="meta")
+        self.weight = tables
 
 
 def _tables_squared_norms(record: Record, rows: Rows) -> Tensor:

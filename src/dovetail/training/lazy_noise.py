@@ -13,12 +13,11 @@ what later steps do to it.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dovetail.agreement.request import TrainingTask
-from dovetail.privacy.mechanism import noised_sum
+from dovetail.privacy.mechanism import add_noise
 from dovetail.privacy.sampler import SecureSampler
 from dovetail.schema import MISSING_CODE, Schema
 
@@ -85,8 +84,8 @@ class LazyTables:
         if not len(rows):
             return
         roots = (self._steps - self._settled[rows]).float().sqrt_().unsqueeze_(1)
-        scaled = np.ascontiguousarray((self._sums[rows] / roots).numpy())
-        noised = torch.from_numpy(noised_sum(scaled, self._event, self._sampler))
+        noised = self._sums[rows].div_(roots)
+        add_noise(noised.numpy(), self._event, self._sampler)
         self._table.index_add_(0, rows, noised.mul_(roots), alpha=-self._step_size)
         self._sums[rows] = 0
         self._settled[rows] = self._steps

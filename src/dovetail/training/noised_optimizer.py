@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dovetail.agreement.request import TrainingTask
 from dovetail.errors import LocalProtocolError
-from dovetail.privacy.mechanism import noised_sum
+from dovetail.privacy.mechanism import add_noise
 from dovetail.privacy.sampler import SecureSampler
 
 OptimizerState = Mapping[str, npt.NDArray[np.float32]]
@@ -76,16 +76,21 @@ class NoisedSumOptimizer(DPOptimizer):  # type: ignore[misc]
         values.summed_grad = self._clipped
 
     def add_noise(self) -> None:
-        """Noise the sum through ``privacy.mechanism`` and clear it, so that none counts twice.
+        """Noise the sum, in place, through ``privacy.mechanism``.
 
         Without noise only where the task's protection is ``none``, which nodes refuse.
         """
         (values,) = self.params
-        total = values.summed_grad.numpy()
-        noised = noised_sum(total, self._event, self._sampler) if self._event else total.copy()
-        values.grad = torch.from_numpy(noised)
+        if self._event is not None:
+            add_noise(values.summed_grad.numpy(), self._event, self._sampler)
+        values.grad = values.summed_grad
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        """Take a step, and clear what has been gathered so that none of it counts twice."""
+        super().step(closure)
+        (values,) = self.params
+        values.grad = values.summed_grad = None
         self._clipped.zero_()
-        values.summed_grad = None
 
 
 def local_optimizer(task: TrainingTask, values: nn.Parameter) -> torch.optim.Optimizer:

@@ -27,12 +27,9 @@ class TabularClipper:
         model = vector.model
         self._model = model
         self._linears = cast("list[nn.Linear]", [*model.hidden, model.output])
-        self._tables = AdjacentTables(1, 1, _weight=vector.tables) if model.embedded else None
-        sizes = [len(embedding.weight) for embedding in model.embeddings]  # type: ignore[arg-type]
+        sizes = [len(table) for table in model.embeddings.parameters()]
         self._firsts = torch.tensor(list(itertools.accumulate(sizes[:-1], initial=0)))
-        if self._tables is not None:
-            self._tables.num_embeddings = sum(sizes)
-            self._tables.embedding_dim = model.embedding_dim
+        self._tables = AdjacentTables(vector.tables) if sizes else None
 
     def close(self) -> None:
         """Nothing was put on the model."""

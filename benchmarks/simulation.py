@@ -1,0 +1,205 @@
+"""Seconds per simulated round with 3, 30 and 300 nodes, against Flower's Ray engine.
+
+Both sides run the same coordinator, the same client app's training and the same data. Dovetail's
+side also walks gate and ledger; Ray's side skips both, which favours it. Ray listens on every
+interface, so its side runs in a network namespace with nothing but loopback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import date
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.machine import describe
+from dovetail.agreement import request as requests
+from dovetail.agreement.request import ModelSpec, Request, TrainingTask
+from dovetail.agreement.terms import Budget, Partner, Terms
+from dovetail.coordinator.app import Run
+from dovetail.crypto.prg import fresh_key
+from dovetail.flower.actions import Contribution, Record, node_app
+from dovetail.node.runner import Runner
+from dovetail.privacy.sampler import SecureSampler
+from dovetail.schema import Label, Number, Schema
+from dovetail.simulation.world import World
+from dovetail.training.batch import Batch
+from dovetail.training.threads import use_one_thread
+from dovetail.wire.channel import Channel
+
+CUSTOMERS, FEATURES = 2000, 64
+SCHEMA = Schema(
+    name="benchmark",
+    key="id",
+    unit="customer",
+    columns=tuple(Number(f"x{i}", 0, 1) for i in range(FEATURES)),
+    label=Label("y", 0.3),
+    max_rows_per_customer=1,
+)
+TASK = TrainingTask(
+    purpose="benchmark",
+    features=tuple(column.name for column in SCHEMA.columns),
+    label="y",
+    model=ModelSpec("mlp", (128, 64)),
+    rounds=1,
+    local_steps=5,
+    sampling_prob=0.128,
+    l2_clip_norm=1.0,
+    noise_multiplier=1.0,
+    learning_rate=0.1,
+)
+ALONE = ["unshare", "--net", "--map-root-user", "bash", "-c"]
+
+
+class RandomCustomers:
+    """Customers with one random row each."""
+
+    def __init__(self, seed: int) -> None:
+        dice = np.random.default_rng(seed)
+        self._numbers = dice.uniform(-1, 1, (CUSTOMERS, 1, FEATURES)).astype(np.float32)
+        self._labels = (dice.random((CUSTOMERS, 1)) < 0.3).astype(np.float32)
+
+    def __len__(self) -> int:
+        return CUSTOMERS
+
+    def batch(self, customers: npt.NDArray[np.int64]) -> Batch:
+        """Rows of these customers."""
+        n = len(customers)
+        codes = np.zeros((n, 1, 0), np.int64)
+        mask = np.ones((n, 1), np.float32)
+        return Batch(self._numbers[customers], codes, self._labels[customers], mask)
+
+
+def terms(nodes: int) -> Terms:
+    """Terms that allow the benchmark's task to ``nodes`` partners."""
+    period = (date(2024, 1, 1), date(2024, 12, 31))
+    return Terms(
+        name="benchmark",
+        version=1,
+        schema=SCHEMA,
+        partners=tuple(Partner(f"p{i}", "partner", CUSTOMERS, *period) for i in range(nodes)),
+        purposes=("benchmark",),
+        customers_overlap=False,
+        minimum_cohort=1,
+        budget=Budget(1000.0, 1e-4),
+        model_families=("mlp",),
+        protections=("local",),
+        max_parameters=10**6,
+        max_rounds=1000,
+        max_steps=10**5,
+    )
+
+
+class UngatedNode:
+    """The runner alone, as Ray's nodes run it."""
+
+    def __init__(self, partition: int) -> None:
+        use_one_thread()
+        self._runner = Runner(
+            RandomCustomers(partition), SCHEMA, CUSTOMERS, lambda *_: SecureSampler(fresh_key())
+        )
+
+    def propose(self, _request: Record, _terms_digest: str) -> Record:
+        """Permits everything."""
+        return {}
+
+    def train(
+        self, request: Record, number: int, arrays: Mapping[str, Any], state: Mapping[str, Any]
+    ) -> Contribution:
+        """Contributes."""
+        result = self._runner.contribute(requests.from_record(request), number, arrays, state)
+        return Contribution(result.arrays, float(CUSTOMERS), result.optimizer_state)
+
+    def close(self, _job: str) -> None:
+        """Forgets nothing: there is nothing to forget."""
+
+
+@cache
+def _node(partition: int) -> UngatedNode:
+    return UngatedNode(partition)
+
+
+ray_app = node_app(lambda context: _node(int(context.node_config["partition-id"])))
+
+
+def request(rounds: int) -> Request:
+    """The job of ``rounds`` rounds."""
+    return Request("job", replace(TASK, rounds=rounds))
+
+
+def timed(start: float, run: Callable[[Callable[[int, Any], None]], Any]) -> dict[str, float]:
+    """Seconds before the first round has ended, and the median of the rounds after it."""
+    ends: list[float] = []
+    run(lambda _number, _arrays: ends.append(time.perf_counter()))
+    rounds = np.diff(ends)
+    return {"start": ends[0] - start, "round": statistics.median(rounds)}
+
+
+def ours(nodes: int, rounds: int) -> dict[str, float]:
+    """Dovetail's world."""
+    use_one_thread()
+    customers = {f"p{i}": RandomCustomers(i) for i in range(nodes)}
+    start = time.perf_counter()
+    with World(terms(nodes), customers, seed=0) as world:
+        return timed(start, lambda on_round: world.run(request(rounds), on_round=on_round))
+
+
+def theirs(nodes: int, rounds: int) -> dict[str, float]:
+    """Flower's Ray engine, in this process."""
+    from dovetail.flower.engine import run_on_ray
+
+    found: dict[str, float] = {}
+    start = time.perf_counter()
+
+    def coordinate(channel: Channel, _context: object) -> None:
+        partners = {node: f"p{i}" for i, node in enumerate(channel.nodes())}
+        run = Run(request(rounds), terms(nodes), channel, partners)
+
+        def go(on_round: Callable[[int, Any], None]) -> None:
+            run.on_round = on_round
+            run.run()
+
+        found.update(timed(start, go))
+
+    run_on_ray(coordinate, ray_app, nodes)
+    return found
+
+
+def theirs_apart(nodes: int, rounds: int) -> dict[str, float]:
+    """The same in a process and network namespace of its own."""
+    script = f"from benchmarks.simulation import *; print(json.dumps(theirs({nodes}, {rounds})))"
+    command = f"ip link set lo up && exec '{sys.executable}' -c '{script}'"
+    done = subprocess.run([*ALONE, command], capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nodes", type=int, nargs="+", default=[3, 30, 300])
+    parser.add_argument("--rounds", type=int, default=6)
+    options = parser.parse_args()
+    print(describe())
+    print(f"{CUSTOMERS} customers a node, MLP 64-128-64-1, {TASK.local_steps} steps of")
+    print(f"{CUSTOMERS * TASK.sampling_prob:.0f} customers a round; median of {options.rounds - 1}")
+    print("nodes   dovetail s/round   ray s/round   ray ÷ dovetail   first round: dovetail, ray")
+    for nodes in options.nodes:
+        mine, other = ours(nodes, options.rounds), theirs_apart(nodes, options.rounds)
+        print(
+            f"{nodes:5d} {mine['round']:18.3f} {other['round']:13.3f} "
+            f"{other['round'] / mine['round']:15.1f}x {mine['start']:17.1f} {other['start']:8.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
