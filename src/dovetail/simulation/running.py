@@ -105,13 +105,13 @@ def run_study(
         noise = _noise_multipliers(study)
         listed = cells(study, tuple(partner.name for partner in ground.partners), noise)
         store = CellStore(output / "runs", study, digest(ground))
-        found = {cell: result for cell in listed if (result := store.load(cell)) is not None}
+        found = {cell: known for cell in listed if (known := store.load(cell)) is not None}
         todo = [cell for cell in listed if cell not in found]
         tell = _teller(len(listed), len(found), on_progress, clock)
         tell("")
-        for cell, result in _run_all(todo, study, recipe, ground, workers, clock):
-            store.save(cell, result)
-            found[cell] = result
+        for cell, fresh in _run_all(todo, study, recipe, ground, workers, clock):
+            store.save(cell, fresh)
+            found[cell] = fresh
             tell(str(cell))
         result = _gather(study, ground, noise, {cell: found[cell] for cell in listed})
     write_results(result, output)

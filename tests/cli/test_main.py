@@ -1,0 +1,217 @@
+"""Commands parse, say what they do, and end with the exit code that they promise."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from dovetail import __version__
+from dovetail.cli.main import app
+from dovetail.cli.outcome import Code
+from dovetail.errors import AgreementError, PolicyError, SettingError
+from dovetail.simulation import Study
+
+SCHEMA = """
+name = "customers"
+key = "id"
+unit = "customer"
+max_rows_per_customer = 2
+label = { name = "bought", prior = 0.2 }
+
+[columns.age]
+type = "number"
+low = 0
+high = 100
+"""
+
+STUDY = """
+name = "Small study"
+seeds = 1
+data = { dataset = "synthetic", customers = 400 }
+model = { family = "logistic" }
+training = { rounds = 2, sampling_prob = 0.2, l2_clip_norm = 1.0, learning_rate = 1.0 }
+privacy = { epsilons = [2], delta = 1e-3 }
+"""
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def process(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dovetail", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def schema(tmp_path: Path) -> Path:
+    path = tmp_path / "schema.toml"
+    path.write_text(SCHEMA)
+    return path
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "table.csv"
+    path.write_text("id,age,bought\n1,20,0\n2,130,1\n3,40,0\n")
+    return path
+
+
+def test_the_version() -> None:
+    result = call("--version")
+    assert result.exit_code == Code.DONE
+    assert result.stdout == f"dovetail {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["simulate", "check", "demo"])
+def test_help_teaches_with_an_example(command: str) -> None:
+    result = call(command, "--help")
+    assert result.exit_code == Code.DONE
+    assert f"Example: dovetail {command}" in " ".join(result.stdout.split())
+    assert "--json" in result.stdout
+
+
+def test_all_commands_are_listed() -> None:
+    result = call("--help")
+    for word in ("simulate", "check", "demo", "--version", "--install-completion", "Exit codes"):
+        assert word in result.stdout
+
+
+def test_help_needs_no_heavy_library() -> None:
+    heavy = "torch opacus duckdb pyarrow flwr matplotlib sklearn dp_accounting sqlalchemy".split()
+    program = f"import sys, dovetail.cli.main; print([n for n in {heavy} if n in sys.modules])"
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert child.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SettingError("mend it"), Code.USAGE),
+        (AgreementError("mend it"), Code.USAGE),
+        (PolicyError("budget", "mend it"), Code.BAD),
+        (KeyboardInterrupt(), Code.STOPPED),
+    ],
+)
+def test_an_error_is_one_message_and_a_code(
+    error: BaseException, code: Code, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY)
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Study, "run", fail)
+    result = call("simulate", study, "--quiet")
+    assert result.exit_code == code
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    assert ("mend it" if code != Code.STOPPED else "to go on") in result.stderr
+
+
+def test_a_table_that_fits(schema: Path, table: Path) -> None:
+    result = call("check", schema, table)
+    assert result.exit_code == Code.DONE
+    assert "warning: column 'age': outside the declared bounds" in result.stdout
+    assert "fits the schema" in result.stdout
+    assert "130" not in result.output
+
+
+def test_a_table_that_does_not_fit(schema: Path, table: Path) -> None:
+    table.write_text("id,age,bought\n1,twenty,0\n2,30,2\n")
+    result = call("check", schema, table, "--json")
+    assert result.exit_code == Code.BAD
+    found = json.loads(result.stdout)
+    assert not found["usable"]
+    assert {finding["column"] for finding in found["errors"]} == {"age", "bought"}
+    assert "twenty" not in result.output
+
+
+def test_check_in_a_process(schema: Path, table: Path) -> None:
+    good = process("check", schema, table)
+    assert (good.returncode, good.stderr) == (Code.DONE, "")
+    missing = process("check", schema, table.with_name("missing.csv"))
+    assert missing.returncode == Code.BAD
+    assert missing.stderr.startswith("error: ")
+    assert "missing.csv" in missing.stderr
+    assert missing.stderr.count("\n") == 1
+    schema.write_text(SCHEMA.replace("prior", "piror"))
+    typo = process("check", schema, table)
+    assert typo.returncode == Code.USAGE
+    assert "did you mean 'prior'?" in typo.stderr
+    assert typo.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["simulate"],
+        ["simulate", "missing.toml"],
+        ["simulate", "study.toml", "--workers", "0"],
+        ["simulate", "study.toml", "--wrkers", "1"],
+        ["simluate", "study.toml"],
+    ],
+)
+def test_wrong_usage(arguments: list[str]) -> None:
+    result = call(*arguments)
+    assert result.exit_code == Code.USAGE
+    assert result.stdout == ""
+    assert result.stderr != ""
+
+
+def test_a_study_with_a_typo(tmp_path: Path) -> None:
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY.replace("epsilons", "epsilon"))
+    result = call("simulate", study)
+    assert result.exit_code == Code.USAGE
+    assert result.stderr.count("error: ") == 1
+    assert "study.toml: [privacy]: unknown field 'epsilon'; did you mean 'epsilons'?" in result.stderr
+    assert list(tmp_path.iterdir()) == [study]
+
+
+def test_simulate_shows_a_table_and_where_things_are(tmp_path: Path) -> None:
+    study, output = tmp_path / "study.toml", tmp_path / "output"
+    study.write_text(STUDY)
+    result = call("simulate", study, "--output", output, "--workers", 1)
+    assert result.exit_code == Code.DONE, result.output
+    assert "pooled, no DP" in result.stdout
+    assert str(output) in result.stdout
+    assert "6/6" in result.stderr
+    again = call("simulate", study, "-o", output, "--json", "--quiet")
+    assert again.stderr == ""
+    record = json.loads(again.stdout)
+    assert record["output"] == str(output)
+    assert {row["partner"] for row in record["table"]} == {"north", "south", "east", "all"}
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path: Path) -> None:
+    study, output = tmp_path / "study.toml", tmp_path / "output"
+    study.write_text(STUDY.replace("seeds = 1", "seeds = 2000"))
+    child = subprocess.Popen(
+        [sys.executable, "-m", "dovetail", "simulate", str(study), "-o", str(output), "-w", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    runs = output / "runs"
+    while not (runs.is_dir() and any(runs.glob("*.npz"))):
+        assert child.poll() is None
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate()
+    assert child.returncode == Code.STOPPED
+    assert out == ""
+    assert err.strip().endswith("finished runs are kept: give the same command again to go on")
+    assert "Traceback" not in err
+    assert list(runs.glob("*.npz"))
+    assert not list(runs.glob(".*.partial"))
+    assert not (output / ".prepared").exists()
