@@ -235,9 +235,7 @@ def embeddings(turns: int, *, hooks: bool) -> None:
     if hooks:
         one = Setting(13, [10_000] * 26, spec, 64)
         ratio = rare({"h": one.hooks()}, one.plain(), 1)["h"]
-        print(
-            f"| Opacus hooks, batch 64 only (per-row gradients of 1024 need 17 GB) | | {ratio:.0f} |"
-        )
+        print(f"| Opacus hooks, at batch 64 (at 1024: 17 GB of gradients) | | {ratio:.0f} |")
 
 
 def small_round() -> None:

@@ -1,7 +1,7 @@
 """Noise: our normal numbers against torch's generator and Opacus's ``secure_mode`` path.
 
-Run with ``scripts/bench noise``. One thread; per 2²⁰ numbers; the median of interleaved
-repetitions of one run, so that ratios travel between machines.
+Run with ``scripts/bench noise``. One thread; processor time per 2²⁰ numbers; the
+median of interleaved repetitions of one run, so that ratios travel between machines.
 """
 
 import secrets
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from opacus.optimizers.optimizer import _generate_noise
 
+from benchmarks import machine
 from dovetail.crypto.prg import Prg, fresh_key
 from dovetail.privacy.event import Gaussian
 from dovetail.privacy.mechanism import add_noise
@@ -24,6 +25,7 @@ REPETITIONS = 25
 def main() -> None:
     """Print the table."""
     torch.set_num_threads(1)
+    print(machine.describe())
     measured = _measure(_ways())
     torch_time = measured["torch.normal_ (not cryptographic)"]
     print(f"{'per 2^20 float32 numbers, one thread':52s} {'ms':>8s} {'ratio':>7s}")
@@ -66,9 +68,9 @@ def _measure(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(REPETITIONS):
         for name, way in ways.items():
-            start = time.perf_counter()
+            start = time.thread_time()
             way()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(time.thread_time() - start)
     return {name: float(np.median(taken)) for name, taken in times.items()}
 
 

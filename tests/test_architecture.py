@@ -16,6 +16,7 @@ DOORS = {
     "cryptography": {"crypto"},
     "rfc8785": {"crypto"},
     "dp_accounting": {"privacy"},
+    "scipy": {"privacy"},
     "torch": {"training"},
     "opacus": {"training"},
     "duckdb": {"data"},

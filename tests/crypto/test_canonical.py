@@ -9,8 +9,13 @@ from hypothesis import strategies as st
 from dovetail.crypto.canonical import canonical_bytes, digest
 from dovetail.errors import LocalProtocolError
 
-SCALARS = st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text(max_size=8)
-SCALARS |= st.floats(allow_nan=False, allow_infinity=False)
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**53) + 1, 2**53 - 1),
+    st.text(max_size=8),
+    st.floats(allow_nan=False, allow_infinity=False),
+)
 VALUES = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),

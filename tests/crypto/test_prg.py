@@ -126,6 +126,6 @@ def test_contexts_that_look_alike_differ() -> None:
 def test_derivation_refuses_what_is_ambiguous_or_weak() -> None:
     for context in ((), (True,), (1.0,), (b"x",)):
         with pytest.raises(PrivacyError):
-            derive_key(KEY, *context)  # type: ignore[arg-type]
+            derive_key(KEY, *context)
     with pytest.raises(PrivacyError, match="at least"):
         derive_key(bytes(8), "a")

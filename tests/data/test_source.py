@@ -136,6 +136,33 @@ def test_damage_inside_a_file_is_named(write: Write) -> None:
         rows_of(Source.files(path))
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["who,spend", *["a,1"] * 50_000, "b,1,2", "c,1"],
+        ["who,spend", *["a,1"] * 50_000, "b"],
+        ["who,spend", *["a,1"] * 50_000, '"b,1', "c,1"],
+        ["who,spend", "a,1", '"b,1'],
+    ],
+    ids=["a line too long", "cut off", "open quote far down", "open quote"],
+)
+def test_no_line_of_a_csv_is_skipped_in_silence(tmp_path: Path, lines: list[str]) -> None:
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"'t\.csv' cannot be read"):
+        rows_of(Source.files(tmp_path / "t.csv"))
+
+
+def test_lines_of_unequal_length_never_lose_rows(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("who,spend\na,1,2\nb,1\n")
+    assert rows_of(Source.files(tmp_path / "t.csv")) == [("a,1,2",), ("b,1",)]
+
+
+@pytest.mark.parametrize("text", ["who;spend\na;1\n", "who\tspend\r\na\t1\r\n", "who|spend\na|1\n"])
+def test_the_delimiter_of_a_csv_is_found(tmp_path: Path, text: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    assert rows_of(Source.files(tmp_path / "t.csv")) == [("a", "1")]
+
+
 def test_materialise_writes_a_private_file(write: Write, tmp_path: Path) -> None:
     path = write("a.parquet", {"k": [1, 2]})
     materialise("SELECT sum(k) AS total FROM t", {"t": path}, tmp_path / "sum.parquet")

@@ -62,7 +62,7 @@ class AccountantContract:
         assert small == self.cost({SampledGaussian(0.1, 4.0, 8.0): 10})
 
     def test_equal_events_under_two_names_are_added(self) -> None:
-        halves = {SampledGaussian(0.1, 1.0, 2.0): 5, SampledGaussian(0.1, 2.0, 4.0): 5}
+        halves: Spending = {SampledGaussian(0.1, 1.0, 2.0): 5, SampledGaussian(0.1, 2.0, 4.0): 5}
         assert self.cost(halves) == self.cost(_steps(2.0, 0.1, 10))
 
     def test_order_of_the_history_does_not_matter(self) -> None:

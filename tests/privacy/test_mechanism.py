@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from dovetail.errors import PrivacyError
 from dovetail.privacy.event import Gaussian, SampledGaussian
-from dovetail.privacy.mechanism import add_noise, grid_of, noised_sum
+from dovetail.privacy.mechanism import add_noise, grid_of, noised_rows, noised_sum
 from dovetail.privacy.sampler import SecureSampler
 
 KEY = bytes(range(16))
@@ -91,3 +91,29 @@ def test_other_arrays_and_events_are_refused() -> None:
 
 def test_an_empty_sum_stays_empty() -> None:
     assert noised_sum(np.zeros((0, 3), np.float32), EVENT, SecureSampler(KEY)).shape == (0, 3)
+
+
+def test_rows_of_different_ages_lie_on_one_grid() -> None:
+    """Else a released row would show how often it was read, which is private."""
+    steps = np.array([1, 2, 3, 7, 50], dtype=np.int64)
+    rows = noised_rows(np.full((5, 400), 0.3, np.float32), steps, EVENT, SecureSampler(KEY))
+    cells = rows.astype(np.float64) / grid_of(EVENT)
+    assert np.array_equal(cells, np.rint(cells))
+
+
+def test_rows_are_their_sums_and_the_noise_of_their_steps() -> None:
+    sums = np.linspace(-5, 5, 12, dtype=np.float32).reshape(4, 3)
+    steps = np.array([1, 4, 9, 16], dtype=np.int64)
+    noised = noised_rows(sums, steps, EVENT, SecureSampler(KEY))
+    drawn = SecureSampler(KEY).normal(12).reshape(4, 3).astype(np.float64)
+    exact = sums + 1.5 * np.sqrt(steps)[:, None] * drawn
+    assert np.abs(noised - exact).max() <= grid_of(EVENT) * 0.5001
+
+
+def test_rows_without_steps_or_of_other_shapes_are_refused() -> None:
+    rows, sampler = np.zeros((2, 3), np.float32), SecureSampler(KEY)
+    for steps in ([1], [1, 0], [[1, 1]]):
+        with pytest.raises(PrivacyError, match="rows"):
+            noised_rows(rows, np.array(steps, dtype=np.int64), EVENT, sampler)
+    with pytest.raises(PrivacyError, match="not finite"):
+        noised_rows(rows + np.nan, np.ones(2, np.int64), EVENT, sampler)

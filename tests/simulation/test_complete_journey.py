@@ -66,7 +66,7 @@ def test_partners_share_out_all_households_unequally(all_mailings: Path) -> None
 def test_features_are_columns_and_not_the_partner() -> None:
     schema = complete_journey.schema()
     assert 30 <= len(schema.columns) <= 45
-    assert schema.select(complete_journey.FEATURES).columns
+    assert schema.select(complete_journey.features()).columns
     assert complete_journey.PARTNER_COLUMN not in {column.name for column in schema.columns}
 
 

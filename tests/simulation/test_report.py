@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dovetail.errors import DataError, LedgerError
 from dovetail.privacy import accountant
-from dovetail.privacy.event import Gaussian
+from dovetail.privacy.event import Gaussian, Spending
 from dovetail.simulation import findings
 from dovetail.simulation.report import (
     FALSE_POSITIVE_RATES,
@@ -24,6 +24,7 @@ from dovetail.simulation.report import (
     page,
     write_report,
 )
+from dovetail.simulation.results import Measurement
 from dovetail.simulation.study_result import shown
 from tests.simulation import made_up_study as made_up
 
@@ -123,7 +124,7 @@ def test_the_first_table_holds_what_was_measured(number: int) -> None:
     assert row[6:] == ["3", "0.001"]
 
 
-def _final(comparison: str, trainer: str, tested: str) -> list[made_up.Measurement]:
+def _final(comparison: str, trainer: str, tested: str) -> list[Measurement]:
     wanted = (comparison, trainer, tested, 3.0, True)
     return [
         m
@@ -156,10 +157,6 @@ def test_hostile_names_are_shown_and_never_obeyed() -> None:
     assert not any(name.startswith("on") for _, attrs in read.tags for name in attrs)
     for name in HOSTILE:
         assert any(row and row[0].startswith(name) for row in read.rows)
-
-
-def test_the_page_repeats_itself() -> None:
-    assert page(RESULT, JOB, "Drawn at random.") == PAGE
 
 
 @pytest.mark.parametrize(
@@ -225,7 +222,7 @@ def test_rates_are_rates_and_grow_with_every_argument(
 @pytest.mark.parametrize("noise", [0.8, 2.0])
 def test_the_accounted_rate_lies_between_a_real_attack_and_the_stated_bound(noise: float) -> None:
     """Against one Gaussian mechanism the best test is known: Φ(Φ⁻¹(α) + 1/σ)."""
-    spending = {Gaussian(1.0, noise): 1}
+    spending: Spending = {Gaussian(1.0, noise): 1}
     found = attack(accountant.epsilon(spending, 1e-5), 1e-5, spending)
     for rate, stated, accounted in zip(
         FALSE_POSITIVE_RATES, found.stated, found.accounted, strict=True
@@ -247,10 +244,10 @@ def test_ledger_lines_add_up() -> None:
 def test_a_ledger_that_was_tampered_with_makes_no_report() -> None:
     entries = made_up.entries(JOB.card.request)
     with pytest.raises(LedgerError):
-        page(RESULT, replace(JOB, ledgers={"retailer": entries[:3] + entries[4:]}))
+        ledger_lines(entries[:3] + entries[4:], JOB.card.terms.budget)
 
 
-def test_write_report(tmp_path: Path) -> None:
+def test_the_file_holds_the_page_and_a_page_repeats_itself(tmp_path: Path) -> None:
     write_report(RESULT, JOB, tmp_path / "report.html", "Drawn at random.")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == PAGE
     with pytest.raises(DataError, match=r"report\.html"):

@@ -13,7 +13,7 @@ from scipy import stats
 
 from dovetail.crypto.prg import derive_key
 from dovetail.privacy.event import Gaussian, SampledGaussian
-from dovetail.privacy.mechanism import add_noise, grid_of, noised_sum
+from dovetail.privacy.mechanism import add_noise, grid_of, noised_rows, noised_sum
 from dovetail.privacy.sampler import SecureSampler
 
 Sample = npt.NDArray[np.float64]
@@ -48,7 +48,14 @@ def _mechanism_in_place(_: str) -> Sample:
     return np.concatenate([part.ravel() for part in parts]).astype(np.float64) / 0.31
 
 
-SOURCES = [_normal, _many_small_draws, _mechanism, _mechanism_in_place]
+def _rows(_: str) -> Sample:
+    steps = np.arange(1, 1_001, dtype=np.int64)
+    sums = np.zeros((1_000, 100), dtype=np.float32)
+    rows = noised_rows(sums, steps, Gaussian(1.0, 0.8), _sampler("rows")).astype(np.float64)
+    return (rows / (0.8 * np.sqrt(steps)[:, np.newaxis])).ravel()
+
+
+SOURCES = [_normal, _many_small_draws, _mechanism, _mechanism_in_place, _rows]
 
 
 def _p_of_variance(sample: Sample) -> float:
@@ -63,8 +70,10 @@ def _p_of_mean(sample: Sample) -> float:
 
 
 def _p_of_shape(sample: Sample) -> float:
-    """Chi-squared over 200 equally likely bins; bins are wider than the mechanism's grid is fine
-    only because sums of many values lie anywhere between its points."""
+    """Chi-squared over 200 equally likely bins.
+
+    The mechanism's grid does not show: its sums lie evenly between the grid's points.
+    """
     edges = stats.norm.ppf(np.linspace(0, 1, 201))
     counts, _ = np.histogram(sample, bins=edges)
     return float(stats.chisquare(counts).pvalue)

@@ -113,18 +113,18 @@ def test_the_file_refuses_to_change_what_it_holds(
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("filled") / "ledger.db"
     with open_store(path) as store:
         fill(store)
-    return path.read_bytes()
+    return path
 
 
 @pytest.fixture
-def full(filled: bytes, path: Path) -> Path:
+def full(filled: Path, path: Path) -> Path:
     """A ledger of six entries, closed."""
     path.touch(mode=0o600)
-    path.write_bytes(filled)
+    path.write_bytes(filled.read_bytes())
     return path
 
 
@@ -191,10 +191,11 @@ def tamper(path: Path, statement: str, *values: object) -> list[tuple[object, ..
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(place=st.integers(min_value=0), flipped=st.integers(min_value=1, max_value=255))
 def test_a_damaged_byte_is_found_or_changes_nothing(
-    place: int, flipped: int, filled: bytes, path: Path
+    place: int, flipped: int, filled: Path, path: Path
 ) -> None:
-    damaged = bytearray(filled)
-    damaged[place % len(filled)] ^= flipped
+    damaged = bytearray(filled.read_bytes())
+    written = [i for i, byte in enumerate(damaged) if byte]
+    damaged[written[place % len(written)]] ^= flipped
     path.unlink(missing_ok=True)
     path.touch(mode=0o600)
     path.write_bytes(damaged)
@@ -317,9 +318,9 @@ class Spending(RuleBasedStateMachine):
         self.store.close()
         self.folder.cleanup()
 
-    jobs = st.sampled_from(["a", "b", "c", "d"])
-    counts = st.integers(min_value=1, max_value=6)
-    rounds = st.integers(min_value=1, max_value=3)
+    jobs = st.sampled_from(["a", "b", "c"])
+    counts = st.integers(min_value=1, max_value=3)
+    rounds = st.integers(min_value=1, max_value=2)
 
     def charged(self) -> int:
         return sum(
@@ -392,7 +393,7 @@ class Spending(RuleBasedStateMachine):
         return True
 
 
-Spending.TestCase.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+Spending.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
 TestSpending = Spending.TestCase
 
 

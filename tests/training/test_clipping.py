@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dovetail.agreement.request import ModelSpec
+from dovetail.errors import SchemaError
 from dovetail.training import clipped_sum as module
 from dovetail.training.batch import Batch
 from dovetail.training.clipped_sum import ClippedSums, clipped_sum, physical_batches
@@ -92,6 +93,16 @@ def test_a_gradient_that_is_not_finite_counts_as_nothing(world, spec, bad):
     whole = clipped_sum(model, batch, 1.0)
     assert np.isfinite(norm(whole))
     assert norm(difference(whole, clipped_sum(model, without(batch, 2), 1.0))) <= ROUNDING
+
+
+@pytest.mark.parametrize("code", [-1, 7])
+def test_a_code_outside_its_table_is_refused_before_it_reads_anothers_row(world, code):
+    schema = world.schema(4, (3, 5), 1)
+    batch = world.batch(schema, 6, fill=1.0)
+    batch.codes[2, 0, 1] = code
+    with pytest.raises(SchemaError) as refused:
+        clipped_sum(loaded(world, FAMILIES[2], schema, 0, 1.0), batch, 1.0)
+    assert str(code) not in str(refused.value)
 
 
 def test_logits_are_a_vector_so_that_no_loss_can_broadcast(world):

@@ -20,22 +20,16 @@ EPILOG = (
 
 
 def check(
-    schema: Annotated[
-        Path,
-        typer.Argument(help="The agreed schema, a TOML file.", show_default=False),
-    ],
-    source: Annotated[
-        Path,
-        typer.Argument(
-            help="The table: a Parquet or CSV file, a folder of them, or a quoted glob.",
-            show_default=False,
-        ),
-    ],
+    schema: Annotated[Path, typer.Argument(show_default=False)],
+    source: Annotated[Path, typer.Argument(show_default=False)],
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the findings as JSON on stdout.")
     ] = False,
 ) -> None:
     """Check a table against a schema, before anyone trains on it.
+
+    SCHEMA is the agreed schema, a TOML file; examples/schema.toml explains every key. SOURCE is the
+    table: a Parquet or CSV file, a folder of them, or a quoted glob.
 
     Says which column breaks which rule and in how many rows, as a range; never a value. Nothing
     is written and nothing leaves this machine. Keep the findings here: they describe your rows.

@@ -97,7 +97,7 @@ def _watching(console: Console) -> Iterator[Watch]:
     def begin(sentence: str) -> None:
         nonlocal step
         step += 1
-        for task in bar.task_ids:
+        for task in list(bar.task_ids):
             bar.remove_task(task)
         bar.print(f"[bold]{step}[/bold] {sentence}")
 
@@ -113,7 +113,8 @@ def _watching(console: Console) -> Iterator[Watch]:
         if event.kind == "round":
             count(event.round, event.rounds, "rounds of the job")
         else:
-            bar.print(f"  {' '.join(filter(None, (event.partner, event.kind, event.text)))}")
+            who = event.partner or "the model is"
+            bar.print("  " + " ".join(filter(None, (who, event.kind, event.text))), markup=False)
 
     with bar:
         yield Watch(step=begin, study=study, job=job)
@@ -124,14 +125,29 @@ def _show(found: DemoResult) -> None:
 
     console = Console(highlight=False)
     console.print()
-    console.print(headline(found.result, found.job.epsilon), style="bold", markup=False)
+    sentence = headline(found.result, found.job.epsilon)
+    console.print(sentence, style="bold", markup=False)
     console.print()
     console.print(_gains(found))
+    console.print()
     console.print(_by_epsilon(found))
+    console.print()
     console.print("Test scores are the researcher's view over raw rows: not private.", style="dim")
     console.print()
     for what, path in found.places.items():
         console.print(f"{what:<20} {path}", markup=False, soft_wrap=True)
+
+
+def _table() -> Table:
+    """Narrow enough for 80 columns."""
+    return Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        title_justify="left",
+        title_style="",
+    )
 
 
 def _gains(found: DemoResult) -> Table:
@@ -139,18 +155,16 @@ def _gains(found: DemoResult) -> Table:
     from dovetail.simulation.study_result import shown
 
     result = found.result
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="")
-    unit = f"{result.schema.unit}s"
-    table.add_column("partner")
+    table, unit = _table(), f"{result.schema.unit}s"
+    table.add_column("partner", no_wrap=True)
     for heading in (unit, "alone", "joint", "gain", "ε", "δ"):
         table.add_column(heading, justify="right", no_wrap=True)
     declared = {partner.name: partner.declared_customers for partner in result.partners}
     for row in result.table().rows:
         if row.epsilon == found.job.epsilon:
-            name = "all together" if row.partner == ALL else row.partner
             customers = declared.get(row.partner, sum(declared.values()))
             table.add_row(
-                name,
+                row.partner,
                 f"{customers:,}",
                 shown(row.alone),
                 shown(row.joint),
@@ -168,7 +182,7 @@ def _by_epsilon(found: DemoResult) -> Table:
     from dovetail.simulation.results import ALL
     from dovetail.simulation.study_result import shown
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="")
+    table = _table()
     table.title = "The same on everyone's held-out rows, at each ε"
     for heading in ("ε", "joint", "one company, same ε", "one company, no privacy"):
         table.add_column(heading, justify="right", no_wrap=True)

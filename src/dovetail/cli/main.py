@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -38,11 +40,12 @@ def dovetail(
     """Companies that may not share customer data answer questions and train models together."""
 
 
-app.command(epilog=simulate.EPILOG)(simulate.simulate)
-app.command(epilog=check.EPILOG)(check.check)
-app.command(epilog=demo.EPILOG)(demo.demo)
+def _paragraphs(command: Callable[..., None]) -> str:
+    """A docstring for the terminal's width: its line breaks are the source's and not the text's."""
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
-def main() -> None:
-    """Runs the command line."""
-    app()
+app.command(help=_paragraphs(simulate.simulate), epilog=simulate.EPILOG)(simulate.simulate)
+app.command(help=_paragraphs(check.check), epilog=check.EPILOG)(check.check)
+app.command(help=_paragraphs(demo.demo), epilog=demo.EPILOG)(demo.demo)

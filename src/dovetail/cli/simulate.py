@@ -24,15 +24,12 @@ EPILOG = (
     "stopped, even by a power cut, goes on where it stopped: give the same command again."
 )
 
+WIDTH_IN_FILES = 120
+"""Columns of a table where stdout is no terminal."""
+
 
 def simulate(
-    study: Annotated[
-        Path,
-        typer.Argument(
-            help="The study, a TOML file; examples/study.toml explains every key.",
-            show_default=False,
-        ),
-    ],
+    study: Annotated[Path, typer.Argument(show_default=False)],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -62,7 +59,10 @@ def simulate(
 ) -> None:
     """Compare training alone, together and pooled, over ε and seeds.
 
-    Runs real nodes and the real coordinator in this process, for each partner alone, for all
+    STUDY is a TOML file that names data, partners, model, ε and seeds; examples/study.toml explains
+    every key.
+
+    Runs real nodes and the real coordinator on this machine, for each partner alone, for all
     together, for one imaginary company that holds all rows, and for that company without privacy.
     Writes results.parquet, results.json and privacy-utility.svg and .png. What it measures is
     your own view of your own rows: it is not private.
@@ -87,11 +87,13 @@ def _show(result: StudyResult, folder: Path) -> None:
     from dovetail.simulation.study_result import HEADINGS
 
     console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH_IN_FILES
     found = result.table()
     table = Table(title=found.caption, title_justify="left", title_style="bold")
     for heading in HEADINGS:
         left = heading == "partner"
-        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if left else "right")
     for row in found.cells():
         table.add_row(*row)
     console.print(table)

@@ -168,6 +168,7 @@ def _config(limits: Limits, spill: Path | None) -> dict[str, str | bool | int | 
 _NO_ROOM = "no disk space or memory is left: free some, or give the work folder more room"
 _OUT_OF_MEMORY = "the query needs more memory than allowed: raise memory_mb or set a work folder"
 _UNREADABLE = "cannot be read: it is truncated, damaged or of another format; write it anew"
+_FAILED = "the query fails on some of the rows: check its functions against odd or missing values"
 _MISTYPED = "holds values of another type than its column's; TRY_CAST or mend that column"
 
 _RULES: tuple[tuple[type[duckdb.Error], str], ...] = (
@@ -187,9 +188,11 @@ def _mapped(error: Exception, query: str, readable: Sequence[Path]) -> str:
     for kind, message in _RULES:
         if isinstance(error, kind):
             return message + _column_of_ours(text, query)
-    file = next((f"file {path.name!r}" for path in readable if str(path) in text), "the table")
-    mistyped = duckdb.ConversionException | duckdb.OutOfRangeException
-    return f"{file} {_MISTYPED if isinstance(error, mistyped) else _UNREADABLE}"
+    mistyped = isinstance(error, duckdb.ConversionException | duckdb.OutOfRangeException)
+    file = next((path.name for path in readable if str(path) in text), None)
+    if file is None:
+        return f"the table {_MISTYPED}" if mistyped else _FAILED
+    return f"file {file!r} {_MISTYPED if mistyped else _UNREADABLE}"
 
 
 def _column_of_ours(text: str, query: str) -> str:

@@ -13,6 +13,8 @@ from dovetail.data.engine import ROWS, Limits, Session, literal, quote, session
 from dovetail.errors import DataError
 
 _PARQUET, _CSV = (".parquet", ".pq"), (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+_CSV_RULES = "header = true, skip = 0, comment = '', quote = '\"', escape = '\"'"
+"""What is not left to DuckDB's guessing: left alone it may skip lines or quotes that puzzle it."""
 _FILES_TABLE = "files"
 
 
@@ -149,7 +151,7 @@ def _reader(files: list[Path], as_text: bool) -> str:
         options = "union_by_name = true, hive_partitioning = false"
         return f"SELECT * FROM read_parquet({paths}, {options})"  # noqa: S608 - quoted above
     types = "all_varchar = true" if as_text else "sample_size = -1"
-    options = f"header = true, union_by_name = true, hive_partitioning = false, {types}"
+    options = f"{_CSV_RULES}, union_by_name = true, hive_partitioning = false, {types}"
     return f"SELECT * FROM read_csv({paths}, {options})"  # noqa: S608 - quoted above
 
 

@@ -61,14 +61,13 @@ def epsilon(spending: Spending, delta: float) -> float:
     """The smallest ε that can be stated for a history at ``delta``, from above.
 
     Args:
-        spending: how often each event happened to one partner's customers; adaptively chosen
-            events are covered.
+        spending: how often each event happened to one partner's customers.
         delta: in (0, 1); well below 1 / number of customers.
 
     Returns:
         ε >= 0, never below the true one. Against a grid eight times finer the excess was at most
-        0.12 % or 2.5e-4 over 0.3 <= noise multiplier <= 100, 1e-4 <= sampling_prob <= 1 and up to
-        10,000 steps (``tests/privacy/test_accountant.py``). Where RDP says more than
+        0.15 % of ε, or 1.4e-4 where ε < 0.1, over 0.5 <= noise multiplier <= 100,
+        1e-4 <= sampling_prob <= 0.5 and up to 10,000 steps. Where RDP says more than
         :data:`LARGEST_EXACT_EPSILON`, the RDP bound.
 
     Raises:
@@ -79,7 +78,9 @@ def epsilon(spending: Spending, delta: float) -> float:
     Guarantees:
         If every event did what it says (its sensitivity holds, its noise is normal and
         independent, its sample is Poisson and secret), then all results together are
-        (ε, δ)-differentially private for adding or removing one customer.
+        (ε, δ)-differentially private for adding or removing one customer. What is computed may
+        be chosen in view of earlier results; the theorem asks that the events themselves (noise,
+        sampling, number) are not, which holds within a job, whose events are agreed beforehand.
     """
     return _epsilon(_history(spending), _checked_delta(delta))
 

@@ -8,8 +8,8 @@ post-processing: it costs no sensitivity, adds at most 0.033 % to the variance, 
 outputs multiples of the same number for every input.
 
 What is left (severity low): the noise that is rounded is itself float32, so that the probability
-of a grid point is off by a relative 2⁻¹⁷ at most. ``tests/privacy/test_mechanism.py`` keeps the
-grid; ``benchmarks/noise.py`` prints what it costs in time.
+of a grid point is off by a relative 2⁻¹⁷ or so (estimated from the rounding, not proven).
+``tests/privacy/test_mechanism.py`` keeps the grid; ``benchmarks/noise.py`` prints its price.
 """
 
 from __future__ import annotations
@@ -77,19 +77,53 @@ def add_noise(total: Floats, event: Event, sampler: SecureSampler) -> None:
     if total.dtype != np.float32 or not (total.flags.c_contiguous and total.flags.writeable):
         raise PrivacyError("noise needs a contiguous, writable float32 array")
     flat = total.reshape(-1)
-    noise = np.empty(min(_CHUNK, flat.size), dtype=np.float32)
-    cells = np.empty_like(noise)
-    per_cell = np.float32(1 / grid)
     scale = np.float32(event.noise_std / grid)
+    noise = np.empty(min(_CHUNK, flat.size), dtype=np.float32)
     for start in range(0, flat.size, _CHUNK):
         part = flat[start : start + _CHUNK]
-        drawn, whole = noise[: part.size], cells[: part.size]
+        drawn = noise[: part.size]
         sampler.normal_into(drawn)
         np.multiply(drawn, scale, out=drawn)
-        _round_sum(part, drawn, whole, per_cell)
-        np.multiply(part, np.float32(grid), out=part)
-        if not np.isfinite(part).all():
-            raise PrivacyError("a sum that is not finite has no bound and is not released")
+        _add_on_grid(part, drawn, grid)
+
+
+def noised_rows(
+    sums: Floats, steps: npt.NDArray[np.int64], event: Event, sampler: SecureSampler
+) -> Floats:
+    """Sums over several steps, row by row, each with the noise of all of its steps at once.
+
+    For noise that is put off until a row is read. How often a row was settled is private, so
+    every result lies on the *same* grid, whatever ``steps`` is: rows noised by
+    :func:`noised_sum` and scaled by ``sqrt(steps)`` would show it. Results of several calls must
+    for the same reason be added exactly: add these, which are whole numbers of cells, and compute
+    what depends on them from their total.
+
+    Args:
+        sums: float32 ``(n, d)``; row ``i`` is the sum over ``steps[i]`` steps of its part of the
+            vector that ``event`` bounds.
+        steps: ``(n,)``, >= 1.
+        event: one step; each step is charged by the caller.
+        sampler: source of the noise.
+
+    Returns:
+        A new array ``(n, d)``: row ``i`` with noise of standard deviation
+        ``noise_std * sqrt(steps[i])``, on the grid of :func:`grid_of`.
+
+    Raises:
+        PrivacyError: shapes do not fit, a row has no step, or as in :func:`add_noise`.
+
+    Guarantees:
+        The sum of what :func:`noised_sum` would have released per step, up to its rounding (at
+        most 0.033 % of one step's variance).
+    """
+    grid = grid_of(event)
+    if sums.ndim != 2 or steps.shape != sums.shape[:1] or (steps < 1).any():
+        raise PrivacyError("rows (n, d) need as many numbers of steps, each at least 1")
+    noised = np.array(sums, dtype=np.float32, order="C", copy=True)
+    noise = sampler.normal(noised.size).reshape(noised.shape)
+    noise *= (np.sqrt(steps) * (event.noise_std / grid)).astype(np.float32)[:, np.newaxis]
+    _add_on_grid(noised, noise, grid)
+    return noised
 
 
 def grid_of(event: Event) -> float:
@@ -105,17 +139,20 @@ def grid_of(event: Event) -> float:
     return 2.0 ** (math.floor(math.log2(event.noise_std)) - _FINENESS)
 
 
-def _round_sum(part: Floats, noise: Floats, whole: Floats, per_cell: np.float32) -> None:
-    """Replace ``part`` by the number of the cell that ``part * per_cell + noise`` lies in.
+def _add_on_grid(part: Floats, noise: Floats, grid: float) -> None:
+    """Replace ``part`` by the grid point nearest to ``part + noise * grid``.
 
     A large sum would swallow digits of the noise, so its whole cells are set apart first. Setting
     them apart is exact, and so is adding them again below 2²⁴ cells; beyond, the sum of two whole
     numbers is rounded, which is post-processing.
     """
     with np.errstate(invalid="ignore", over="ignore"):
-        np.multiply(part, per_cell, out=part)
-        np.rint(part, out=whole)
+        np.multiply(part, np.float32(1 / grid), out=part)
+        whole = np.rint(part)
         np.subtract(part, whole, out=part)
         np.add(part, noise, out=part)
         np.rint(part, out=part)
         np.add(part, whole, out=part)
+        np.multiply(part, np.float32(grid), out=part)
+    if not np.isfinite(part).all():
+        raise PrivacyError("a sum that is not finite has no bound and is not released")

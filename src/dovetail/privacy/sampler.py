@@ -13,7 +13,7 @@ Limits of floating-point noise, and their severity:
   ``n · 2⁻⁶⁴`` of untruncated ones: below 1e-9 for 10¹⁰ of them, to be compared with δ.
 - *Granularity* (low): numbers are float32, from an angle of 24 and a radius of 24 significant
   bits. Edges of the distribution function move by about 2⁻²²; on the mechanism's grid of σ/32 or
-  coarser this changes the probability of a grid point by a relative 2⁻¹⁷ at most.
+  coarser this changes the probability of a grid point by a relative 2⁻¹⁷ or so (estimated).
 - *Timing* (low): AES is constant-time where the processor has it; numpy's ``log``, ``sin`` and
   ``cos`` are vectorised but not promised to be. A Poisson sample's duration grows with its size.
 """

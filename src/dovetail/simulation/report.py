@@ -222,11 +222,11 @@ def headline(result: StudyResult, epsilon: float) -> str:
         return f"{len(customers)} partners trained one model together under ε = {epsilon:g}."
     gains = [findings.gain(found, name, epsilon) for name in customers]
     better = sum(1 for gain in gains if gain is not None and gain.mean > 0)
-    who = "Every one" if better == len(gains) else f"{better} of {len(gains)}"
+    who = "Every one gains" if better == len(gains) else f"{better} of {len(gains)} gain"
     return (
         f"Under ε = {epsilon:g}, {len(customers)} partners together reach a test AUC of "
         f"{shown(joint)} on their own customers; each alone, under the same ε, {shown(alone)}. "
-        f"{who} gains."
+        f"{who}."
     )
 
 

@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -109,10 +109,11 @@ def run_study(
         todo = [cell for cell in listed if cell not in found]
         tell = _teller(len(listed), len(found), on_progress, clock)
         tell("")
-        for cell, fresh in _run_all(todo, study, recipe, ground, workers, clock):
-            store.save(cell, fresh)
-            found[cell] = fresh
-            tell(str(cell))
+        with closing(_run_all(todo, study, recipe, ground, workers, clock)) as finished:
+            for cell, fresh in finished:
+                store.save(cell, fresh)
+                found[cell] = fresh
+                tell(str(cell))
         result = _gather(study, ground, noise, {cell: found[cell] for cell in listed})
     write_results(result, output)
     return result
@@ -174,7 +175,7 @@ def _run_all(
     ground: Ground,
     workers: int | None,
     clock: Callable[[], float],
-) -> Iterator[tuple[Cell, CellResult]]:
+) -> Generator[tuple[Cell, CellResult], None, None]:
     """Runs cells here or in worker processes; which of the two changes no result.
 
     Without a given number of workers, cells are run here and timed, until it turns out that

@@ -22,7 +22,7 @@ from dovetail.agreement.request import LocalOptimizer, ModelSpec, ServerOptimize
 from dovetail.errors import SettingError
 
 if TYPE_CHECKING:
-    from dovetail.simulation.progress import Progress
+    from dovetail.simulation.running import Progress
     from dovetail.simulation.study_result import StudyResult
 
 DataName = Literal["complete_journey", "hillstrom", "synthetic", "own"]

@@ -61,7 +61,7 @@ def parse_study(record: Mapping[str, Any], folder: Path) -> Study:
     Raises:
         SettingError: as :func:`read_study`, without the file's name.
     """
-    defaults = {"partition": {}, "evaluation": {}}
+    defaults: dict[str, object] = {"partition": {}, "evaluation": {}}
     read = Fields({**defaults, **record}, "study", ("name", "seeds", *_SECTIONS))
     data = _data(read.raw("data"), folder)
     return Study(

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -180,7 +181,7 @@ class LedgerStore:
         try:
             with self._engine.begin() as connection:
                 yield connection
-        except sa.exc.SQLAlchemyError as error:
+        except (sa.exc.SQLAlchemyError, sqlite3.Error, UnicodeError) as error:
             raise LedgerError(f"{self._name}: {_reason(error)}") from None
 
     @property
@@ -281,9 +282,14 @@ def _entry(row: sa.Row[Any]) -> Entry:
     return entry
 
 
-def _reason(error: sa.exc.SQLAlchemyError) -> str:
-    """What went wrong in words of ours: SQLAlchemy's message would show the statement."""
-    cause = str(getattr(error, "orig", "")).lower()
+def _reason(error: Exception) -> str:
+    """What went wrong in words of ours: theirs would show statements and what stands in the file.
+
+    Text that cannot be decoded comes from damaged pages, in SQLite's own messages too.
+    """
+    if isinstance(error, UnicodeError):
+        return _REASONS["malformed"]
+    cause = str(getattr(error, "orig", error)).lower()
     for sign, reason in _REASONS.items():
         if sign in cause:
             return reason
@@ -294,6 +300,7 @@ _REASONS = {
     "locked": "another process holds it; nothing was added, try again",
     "full": "the disk is full; nothing was added",
     "readonly": "may not be written",
+    "could not decode": "is damaged; put back its newest copy and tell the other partners",
     "malformed": "is damaged; put back its newest copy and tell the other partners",
     "not a database": "is damaged, or is no ledger",
     "append-only": "is append-only",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dovetail.agreement.request import ModelSpec
-from dovetail.errors import RemoteProtocolError
+from dovetail.errors import RemoteProtocolError, SchemaError
 from dovetail.schema import MISSING_CODE, Schema
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
@@ -80,6 +80,21 @@ class TabularModel(nn.Module):
         units = numbers.new_zeros(len(numbers), self._one_hot_width)
         units[:, :first] = numbers
         return units.scatter_(1, codes + torch.from_numpy(offsets), 1.0)
+
+
+def adjacent_rows(codes: Tensor, sizes: Tensor) -> Tensor:
+    """Where embedding tables lie end to end, the rows that codes read.
+
+    Args:
+        codes: int64 ``(n, tables)``.
+        sizes: int64 ``(tables,)``, rows of each table.
+
+    Raises:
+        SchemaError: a code lies outside its table: it would read another column's row.
+    """
+    if ((codes < 0) | (codes >= sizes)).any():
+        raise SchemaError("a category has a code that the schema does not declare")
+    return codes + (sizes.cumsum(0) - sizes)
 
 
 def build_model(spec: ModelSpec, schema: Schema) -> TabularModel:

@@ -7,7 +7,6 @@ costs about as much as a matrix product. All embedding tables are read and writt
 
 from __future__ import annotations
 
-import itertools
 from typing import cast
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from dovetail.schema import MISSING_CODE
 from dovetail.training.clipping import Rows, Sums, logit_gradient
 from dovetail.training.closed_forms import AdjacentTables, Record, add_weighted_sums
+from dovetail.training.model import adjacent_rows
 from dovetail.training.vector import ParameterVector
 
 
@@ -27,9 +27,8 @@ class TabularClipper:
         model = vector.model
         self._model = model
         self._linears = cast("list[nn.Linear]", [*model.hidden, model.output])
-        sizes = [len(table) for table in model.embeddings.parameters()]
-        self._firsts = torch.tensor(list(itertools.accumulate(sizes[:-1], initial=0)))
-        self._tables = AdjacentTables(vector.tables) if sizes else None
+        self._sizes = torch.tensor([len(table) for table in model.embeddings.parameters()])
+        self._tables = AdjacentTables(vector.tables) if len(self._sizes) else None
 
     def close(self) -> None:
         """Nothing was put on the model."""
@@ -62,7 +61,7 @@ class TabularClipper:
     def _first_inputs(self, rows: Rows) -> Tensor:
         if self._tables is None:
             return self._model.one_hot(rows.numbers, rows.codes)
-        embedded = F.embedding(rows.codes + self._firsts, self._tables.weight)
+        embedded = F.embedding(adjacent_rows(rows.codes, self._sizes), self._tables.weight)
         return torch.cat([rows.numbers, embedded.flatten(1)], dim=1)
 
     def _table_record(self, rows: Rows, grads: Tensor) -> Record:
@@ -70,5 +69,5 @@ class TabularClipper:
         weight = self._linears[0].weight[:, rows.numbers.shape[1] :]
         each = torch.mm(grads, weight).view(-1, tables.embedding_dim)
         missing = (rows.codes == MISSING_CODE).view(-1, 1)
-        indices = (rows.codes + self._firsts).view(-1)
+        indices = adjacent_rows(rows.codes, self._sizes).view(-1)
         return Record(tables, indices, each.masked_fill_(missing, 0.0), rows.codes.shape[1])

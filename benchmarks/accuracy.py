@@ -1,0 +1,124 @@
+"""Test AUC over seeds: Complete Journey at ε = 1, 3, 8 and Hillstrom at ε = 1.
+
+Hyperparameters are fixed here; docs/benchmarks.md says how they were chosen. The central-noise
+references come from a run on other software and features; they are printed to compare with, not to
+be met to the digit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.machine import describe
+from dovetail.agreement.request import ModelSpec
+from dovetail.simulation import complete_journey
+from dovetail.simulation.demo import TRAINING
+from dovetail.simulation.results import ALL, Comparison, Estimate, estimate, select
+from dovetail.simulation.running import Progress
+from dovetail.simulation.study import Partition, Study, StudyData, StudyPrivacy, Training
+from dovetail.simulation.study_result import StudyResult, shown
+
+REFERENCES = {1.0: 0.806, 3.0: 0.818, 8.0: 0.820, None: 0.825}
+HILLSTROM_LEAST = 0.640
+HILLSTROM_TRAINING = Training(
+    model=ModelSpec("logistic"),
+    rounds=100,
+    sampling_prob=0.05,
+    l2_clip_norm=1.0,
+    learning_rate=0.3,
+    momentum=0.9,
+)
+
+
+def journey(seeds: int) -> Study:
+    """The demo's study."""
+    return Study(
+        name="Complete Journey",
+        data=StudyData(dataset="complete_journey"),
+        partition=Partition(
+            kind="column",
+            column=complete_journey.PARTNER_COLUMN,
+            partners=tuple(complete_journey.PARTNERS.items()),
+        ),
+        training=TRAINING,
+        privacy=StudyPrivacy(epsilons=(1.0, 3.0, 8.0), delta=1e-4),
+        seeds=tuple(range(seeds)),
+    )
+
+
+def hillstrom(seeds: int, file: Path) -> Study:
+    """Label visit, partners by channel."""
+    return Study(
+        name="Hillstrom",
+        data=StudyData(dataset="hillstrom", file=file),
+        partition=Partition(kind="column", column="channel"),
+        training=HILLSTROM_TRAINING,
+        privacy=StudyPrivacy(epsilons=(1.0,), delta=1e-5),
+        seeds=tuple(range(seeds)),
+    )
+
+
+def found(
+    result: StudyResult, comparison: Comparison, epsilon: float | None, trained_by: str = ALL
+) -> Estimate:
+    """AUC on all held-out rows."""
+    chosen = select(
+        result.measurements, comparison=comparison, epsilon=epsilon, trained_by=trained_by
+    )
+    return estimate(list(chosen.values()))
+
+
+def run(study: Study) -> StudyResult:
+    """Runs the study in a folder of its own."""
+
+    def tell(progress: Progress) -> None:
+        sys.stderr.write(f"\r{study.name}: {progress.done}/{progress.total} ")
+        sys.stderr.flush()
+
+    with tempfile.TemporaryDirectory() as folder:
+        result = study.run(Path(folder) / "study", on_progress=tell)
+    sys.stderr.write("\n")
+    return result
+
+
+def show_journey(result: StudyResult) -> None:
+    ceiling = found(result, "pooled", None)
+    print(f"\nComplete Journey, household-level, δ = 1e-4; {ceiling.seeds} seeds, all test rows")
+    print(f"pooled without DP {shown(ceiling)}   reference {REFERENCES[None]:.3f}")
+    names = [partner.name for partner in result.partners]
+    print("    ε   reference   pooled DP       ÷ reference   joint, per-partner noise   alone: ")
+    for epsilon in result.study.privacy.epsilons:
+        pooled, joint = found(result, "pooled_dp", epsilon), found(result, "joint", epsilon)
+        alone = ", ".join(f"{n} {shown(found(result, 'alone', epsilon, n))}" for n in names)
+        print(
+            f"{epsilon:5g} {REFERENCES[epsilon]:11.3f}   {shown(pooled)} "
+            f"{pooled.mean / REFERENCES[epsilon]:13.3f}   {shown(joint):24}   {alone}"
+        )
+    print("\nat each partner's own held-out households")
+    print(result.table())
+
+
+def show_hillstrom(result: StudyResult) -> None:
+    joint, pooled = found(result, "joint", 1.0), found(result, "pooled_dp", 1.0)
+    ceiling = found(result, "pooled", None)
+    print(f"\nHillstrom visit, ε = 1, δ = 1e-5; {joint.seeds} seeds, all test rows")
+    print(f"pooled without DP {shown(ceiling)}, pooled DP {shown(pooled)}, joint {shown(joint)}")
+    print(f"least asked for the joint model: {HILLSTROM_LEAST:.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--hillstrom", type=Path, help="hillstrom.csv.gz; left out where not given")
+    options = parser.parse_args()
+    print(describe())
+    show_journey(run(journey(options.seeds)))
+    if options.hillstrom:
+        show_hillstrom(run(hillstrom(options.seeds, options.hillstrom)))
+
+
+if __name__ == "__main__":
+    main()

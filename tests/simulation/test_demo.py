@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+import math
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dovetail.agreement.terms import Budget
+from dovetail.data.tidy import ColumnType, read_parquet, write_parquet
+from dovetail.errors import DataError, SettingError
+from dovetail.schema import Number
+from dovetail.simulation import complete_journey
+from dovetail.simulation.demo import JOB, DemoResult, Watch, run_demo
+from dovetail.simulation.report import ledger_lines
+from dovetail.store.model import load_model
+
+TODAY = date(2024, 5, 1)
+NUMBERS = [c for c in complete_journey.schema().columns if isinstance(c, Number)]
+HOUSEHOLDS = 300  # of each partner
+
+
+def few_mailings(destination: Path) -> None:
+    """A small table of the demo's shape, in which one column tells the label."""
+    dice, rows = np.random.default_rng(0), []
+    schema = complete_journey.schema()
+    for number, (group,) in enumerate(complete_journey.PARTNERS.values()):
+        for household in range(HOUSEHOLDS):
+            told = dice.random()
+            row: dict[str, object] = dict.fromkeys(c.name for c in schema.columns)
+            row |= {c.name: c.low + (c.high - c.low) * dice.random() for c in NUMBERS}
+            row[NUMBERS[1].name] = NUMBERS[1].low + (NUMBERS[1].high - NUMBERS[1].low) * told
+            row |= {"household_id": f"{number}-{household}", "home_store_group": group}
+            rows.append({**row, schema.label.name: int(dice.random() < told)})
+    columns: dict[str, ColumnType] = dict.fromkeys(rows[0], "text")
+    columns |= dict.fromkeys((c.name for c in NUMBERS), "number")
+    columns[schema.label.name] = "whole"
+    write_parquet(rows, columns, destination)
+
+
+def small_demo(folder: Path, watch: Watch | None = None) -> DemoResult:
+    return run_demo(folder, TODAY, epsilons=(8.0,), seeds=1, watch=watch, build=few_mailings)
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoResult, list[str]]:
+    said: list[str] = []
+    watch = Watch(
+        step=said.append, job=lambda event: said.append(f"{event.partner} {event.kind}".strip())
+    )
+    return small_demo(tmp_path_factory.mktemp("demo"), watch), said
+
+
+def test_everything_it_names_is_there(shown: tuple[DemoResult, list[str]]) -> None:
+    found, _ = shown
+    assert {"report", "results", "model", "model card"} < set(found.places)
+    assert all(path.is_file() for path in found.places.values())
+    assert "Coupon redemption" in found.places["report"].read_text(encoding="utf-8")
+    assert len(read_parquet(found.places["results"])) == len(found.result.measurements)
+
+
+def test_it_says_what_happens_in_order(shown: tuple[DemoResult, list[str]]) -> None:
+    _, said = shown
+    kinds = [word.split()[-1] for word in said]
+    assert said[0].startswith("Building")
+    assert kinds.index("permitted") < kinds.index("round") < kinds.index("released")
+    assert said[-1] == "Writing the report"
+
+
+def test_the_model_was_paid_for_at_every_partner(shown: tuple[DemoResult, list[str]]) -> None:
+    found, _ = shown
+    arrays, card = load_model(found.places["model"].parent)
+    assert all(np.isfinite(array).all() for array in arrays.values())
+    assert card == found.job.card
+    assert card.released == TODAY
+    for name, entries in found.job.ledgers.items():
+        spent = ledger_lines(entries, Budget(8.0, card.terms.budget.delta))[-1].epsilon
+        assert 7.9 < spent <= 8
+        assert card.epsilon(name) == pytest.approx(spent)
+        commits = [entry for entry in entries if entry.kind == "commit"]
+        assert len(commits) == card.request.task.rounds
+        assert {entry.job for entry in entries} == {JOB}
+
+
+def test_the_joint_model_learns(shown: tuple[DemoResult, list[str]]) -> None:
+    """The chance of this AUC for a model that learnt nothing is below one in a million."""
+    found, _ = shown
+    (row,) = [row for row in found.result.table().rows if row.partner == "all"]
+    held_out = sum(partner.held_out_customers for partner in found.result.partners)
+    assert row.joint.mean > 0.5 + 5 * math.sqrt(1 / (3 * held_out))
+
+
+def test_a_second_demo_in_the_same_folder_begins_afresh(
+    shown: tuple[DemoResult, list[str]],
+) -> None:
+    first, _ = shown
+    second = small_demo(first.places["report"].parent)
+    assert first.result.measurements == second.result.measurements
+    for entries in second.job.ledgers.values():
+        assert [entry.kind for entry in entries].count("reserve") == 1
+
+
+@pytest.mark.parametrize(
+    ("epsilons", "seeds", "named"),
+    [
+        ((0.0,), 1, "epsilon"),
+        ((-1.0,), 1, "epsilon"),
+        ((math.nan,), 1, "epsilon"),
+        ((3.0,), 0, "seeds"),
+    ],
+)
+def test_bad_settings_write_nothing(
+    tmp_path: Path, epsilons: tuple[float, ...], seeds: int, named: str
+) -> None:
+    with pytest.raises(SettingError, match=named):
+        run_demo(tmp_path / "new", TODAY, epsilons=epsilons, seeds=seeds, build=few_mailings)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(DataError, match="taken"):
+        small_demo(tmp_path / "taken")
+
+
+@pytest.mark.long
+def test_the_real_demo(tmp_path: Path) -> None:
+    found = run_demo(tmp_path, TODAY, seeds=1)
+    record = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert [partner["name"] for partner in record["partners"]] == list(complete_journey.PARTNERS)
+    assert found.job.epsilon == 3
+    assert all(row.joint.mean > 0.7 for row in found.result.table().rows)
