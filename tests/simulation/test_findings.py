@@ -40,6 +40,8 @@ def test_gain_is_paired_by_seed_with_the_error_of_the_differences() -> None:
     assert found.mean == pytest.approx(0.08)
     assert found.standard_error == pytest.approx(0.02)  # differences .10 and .06
     assert findings.gain(TWO_SEEDS, "bank", 3.0) is None
+    assert findings.mean_gain(TWO_SEEDS, {"shop": 7}, 3.0) == found
+    assert findings.mean_gain(TWO_SEEDS, {"shop": 7, "bank": 7}, 3.0) is None
 
 
 def test_another_partners_model_does_not_count_as_alone() -> None:

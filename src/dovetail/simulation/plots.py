@@ -199,7 +199,8 @@ def gain(measurements: Sequence[Measurement], partners: Sequence[str], epsilon: 
     axes.set_ylabel("partner")
     axes.grid(visible=False, axis="y")
     clear = int(np.sum(means > 2 * errors))
-    return _titled(axes, f"{clear} of {len(found)} partners gain more than two standard errors")
+    finding = f"{clear} of {len(found)} partners gain more than two standard errors"
+    return _titled(axes, finding if found else "No gain was measured")
 
 
 def title(figure: Figure) -> str:

@@ -218,15 +218,13 @@ def headline(result: StudyResult, epsilon: float) -> str:
     customers, found = result.held_out_customers, result.measurements
     joint = findings.mean_own_auc(found, customers, "joint", epsilon)
     alone = findings.mean_own_auc(found, customers, "alone", epsilon)
-    if joint is None or alone is None:
+    gain = findings.mean_gain(found, customers, epsilon)
+    if joint is None or alone is None or gain is None:
         return f"{len(customers)} partners trained one model together under ε = {epsilon:g}."
-    gains = [findings.gain(found, name, epsilon) for name in customers]
-    better = sum(1 for gain in gains if gain is not None and gain.mean > 0)
-    who = "Every one gains" if better == len(gains) else f"{better} of {len(gains)} gain"
     return (
         f"Under ε = {epsilon:g}, {len(customers)} partners together reach a test AUC of "
-        f"{shown(joint)} on their own customers; each alone, under the same ε, {shown(alone)}. "
-        f"{who}."
+        f"{shown(joint)} on their own customers; each alone, under the same ε, {shown(alone)}: "
+        f"a mean gain of {shown(gain, '+')}."
     )
 
 
