@@ -173,6 +173,7 @@ def test_another_epsilon_runs_only_what_is_new(whole: StudyResult, whole_folder:
     fewer = replace(STUDY, seeds=(0,), privacy=replace(STUDY.privacy, epsilons=(1.0, 2.0)))
     run_study(fewer, whole_folder, workers=1, on_progress=told.append)
     assert (told[-1].total, told[-1].reused) == (11, 6)
+    assert (told[0].seconds_left, told[-1].seconds_left) == (None, 0)
 
 
 def test_a_run_is_found_only_for_what_it_was_run_on(tmp_path: Path) -> None:

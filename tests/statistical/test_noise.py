@@ -13,7 +13,13 @@ from scipy import stats
 
 from dovetail.crypto.prg import derive_key
 from dovetail.privacy.event import Gaussian, SampledGaussian
-from dovetail.privacy.mechanism import add_noise, grid_of, noised_rows, noised_sum
+from dovetail.privacy.mechanism import (
+    add_delayed_noise,
+    add_noise,
+    grid_of,
+    noised_sum,
+    to_grid,
+)
 from dovetail.privacy.sampler import SecureSampler
 
 Sample = npt.NDArray[np.float64]
@@ -50,9 +56,10 @@ def _mechanism_in_place(_: str) -> Sample:
 
 def _rows(_: str) -> Sample:
     steps = np.arange(1, 1_001, dtype=np.int64)
-    sums = np.zeros((1_000, 100), dtype=np.float32)
-    rows = noised_rows(sums, steps, Gaussian(1.0, 0.8), _sampler("rows")).astype(np.float64)
-    return (rows / (0.8 * np.sqrt(steps)[:, np.newaxis])).ravel()
+    rows = np.zeros((1_000, 100), dtype=np.float32)
+    add_delayed_noise(rows, steps, Gaussian(1.0, 0.8), _sampler("rows"))
+    to_grid(rows, Gaussian(1.0, 0.8))
+    return (rows.astype(np.float64) / (0.8 * np.sqrt(steps)[:, np.newaxis])).ravel()
 
 
 SOURCES = [_normal, _many_small_draws, _mechanism, _mechanism_in_place, _rows]

@@ -103,7 +103,7 @@ def _watching(console: Console) -> Iterator[Watch]:
 
     def count(done: int, total: int, text: str) -> None:
         if not bar.task_ids:
-            bar.add_task("")
+            bar.add_task("", total=total)
         bar.update(bar.task_ids[0], total=total, completed=done, description=text)
 
     def study(progress: StudyProgress) -> None:

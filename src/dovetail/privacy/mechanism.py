@@ -87,43 +87,47 @@ def add_noise(total: Floats, event: Event, sampler: SecureSampler) -> None:
         _add_on_grid(part, drawn, grid)
 
 
-def noised_rows(
+def add_delayed_noise(
     sums: Floats, steps: npt.NDArray[np.int64], event: Event, sampler: SecureSampler
-) -> Floats:
-    """Sums over several steps, row by row, each with the noise of all of its steps at once.
+) -> None:
+    """Add to each row, in place, the noise of all the steps it sums over; nothing is rounded yet.
 
-    For noise that is put off until a row is read. How often a row was settled is private, so
-    every result lies on the *same* grid, whatever ``steps`` is: rows noised by
-    :func:`noised_sum` and scaled by ``sqrt(steps)`` would show it. Results of several calls must
-    for the same reason be added exactly: add these, which are whole numbers of cells, and compute
-    what depends on them from their total.
+    For noise that is put off until a row is read. When that happens is private: the results stay
+    inside the node and are added up per row, and only their totals leave, through :func:`to_grid`.
+    Rounding each result instead would show in the totals how often a row was read.
 
     Args:
-        sums: float32 ``(n, d)``; row ``i`` is the sum over ``steps[i]`` steps of its part of the
-            vector that ``event`` bounds.
+        sums: float32 ``(n, d)``, writable; row ``i`` is the sum over ``steps[i]`` steps of its part
+            of the vector that ``event`` bounds.
         steps: ``(n,)``, >= 1.
         event: one step; each step is charged by the caller.
         sampler: source of the noise.
 
-    Returns:
-        A new array ``(n, d)``: row ``i`` with noise of standard deviation
-        ``noise_std * sqrt(steps[i])``, on the grid of :func:`grid_of`.
-
     Raises:
-        PrivacyError: shapes do not fit, a row has no step, or as in :func:`add_noise`.
-
-    Guarantees:
-        The sum of what :func:`noised_sum` would have released per step, up to its rounding (at
-        most 0.033 % of one step's variance).
+        PrivacyError: shapes do not fit, or a row has no step.
     """
-    grid = grid_of(event)
     if sums.ndim != 2 or steps.shape != sums.shape[:1] or (steps < 1).any():
         raise PrivacyError("rows (n, d) need as many numbers of steps, each at least 1")
-    noised = np.array(sums, dtype=np.float32, order="C", copy=True)
-    noise = sampler.normal(noised.size).reshape(noised.shape)
-    noise *= (np.sqrt(steps) * (event.noise_std / grid)).astype(np.float32)[:, np.newaxis]
-    _add_on_grid(noised, noise, grid)
-    return noised
+    noise = sampler.normal(sums.size).reshape(sums.shape)
+    noise *= (np.sqrt(steps) * event.noise_std).astype(np.float32)[:, np.newaxis]
+    sums += noise
+
+
+def to_grid(total: Floats, event: Event) -> None:
+    """Round, in place, sums that carry their noise to the event's grid; then they may leave.
+
+    Args:
+        total: float32, writable: results of :func:`add_delayed_noise`, added up per row.
+        event: one step of those that they sum over.
+
+    Raises:
+        PrivacyError: a total is not finite, or the event has no grid.
+
+    Guarantees:
+        The distribution of a total does not depend on how it was put together out of delayed
+        noise, up to the rounding of float32 additions, which is 2⁻²⁴ of the total at each.
+    """
+    _add_on_grid(total, np.zeros((), np.float32), grid_of(event))
 
 
 def grid_of(event: Event) -> float:

@@ -55,21 +55,16 @@ class Progress:
         done: finished runs, including those of an earlier start.
         total: all runs.
         reused: runs that an earlier start had finished.
-        seconds: since this start began to run.
         latest: the run that was just finished, for people; empty at the start.
+        seconds_left: an estimate from the pace since this start's first finished run; ``None``
+            before the second.
     """
 
     done: int
     total: int
     reused: int
-    seconds: float
     latest: str
-
-    @property
-    def seconds_left(self) -> float | None:
-        """An estimate from the runs of this start; ``None`` before the first."""
-        fresh = self.done - self.reused
-        return self.seconds / fresh * (self.total - self.done) if fresh else None
+    seconds_left: float | None
 
 
 def run_study(
@@ -157,13 +152,17 @@ def _teller(
     on_progress: Callable[[Progress], None] | None,
     clock: Callable[[], float],
 ) -> Callable[[str], None]:
-    start, done = clock(), reused
+    finished: list[float] = []
 
     def tell(latest: str) -> None:
-        nonlocal done
-        done += bool(latest)
+        if latest:
+            finished.append(clock())
+        done, left = reused + len(finished), None
+        if len(finished) > 1:
+            pace = (finished[-1] - finished[0]) / (len(finished) - 1)
+            left = pace * (total - done)
         if on_progress is not None:
-            on_progress(Progress(done, total, reused, clock() - start, latest))
+            on_progress(Progress(done, total, reused, latest, left))
 
     return tell
 

@@ -7,6 +7,10 @@ normal number times ``sqrt(m)``. As nobody looks at the row in between, it may b
 next reading. (The idea of LazyDP: Lim et al. 2024, "LazyDP: Co-designing algorithm-software for
 scalable training of differentially private recommendation models", ASPLOS.)
 
+When a row is read is private, and nothing of it may show in what leaves: a row's clipped sums and
+noise are added up unrounded, its value is always computed afresh from its total, and only at the
+end of a round are totals rounded to the mechanism's grid, once and for every row alike.
+
 Exact for plain SGD only: with momentum, Adam, weight decay or a proximal term a row's noise changes
 what later steps do to it.
 """
@@ -17,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dovetail.agreement.request import TrainingTask
-from dovetail.privacy.mechanism import add_noise
+from dovetail.privacy.mechanism import add_delayed_noise, to_grid
 from dovetail.privacy.sampler import SecureSampler
 from dovetail.schema import MISSING_CODE, Schema
 from dovetail.training.model import adjacent_rows
@@ -31,8 +35,9 @@ class LazyTables:
 
     Guarantees:
         Whatever reads rows through :meth:`settle`, and all rows after :meth:`flush`, sees values
-        with exactly the joint distribution that dense noise in every step gives. Before
-        :meth:`flush` the tables hold rows with steps outstanding and must not leave.
+        with the joint distribution that dense noise in every step gives (up to the mechanism's
+        rounding, which is done once instead of in every step). Before :meth:`flush` the tables
+        hold rows with steps outstanding and not on the grid: they must not leave.
     """
 
     def __init__(
@@ -48,14 +53,15 @@ class LazyTables:
 
         Args:
             table: the values, ``(rows, dim)``; changed in place.
-            sums: ``(rows, dim)``, all 0: where clipped sums are gathered; each row's stays until
-                it is settled.
+            sums: ``(rows, dim)``, all 0: where clipped sums are gathered; a row's total over the
+                round, with the noise of the steps that are settled.
             sizes: rows of each table.
             task: plain SGD with noise.
             declared_customers: normalises, as in ``NoisedSumOptimizer``.
             sampler: source of the noise.
         """
         self._table, self._sums = table, sums
+        self._start = table.clone()
         self._sizes = torch.tensor(sizes)
         missing = torch.full((1, len(sizes)), MISSING_CODE)
         self._still = adjacent_rows(missing, self._sizes)[0]
@@ -79,24 +85,23 @@ class LazyTables:
         self._steps += 1
 
     def flush(self) -> None:
-        """Bring all rows up to date."""
+        """Bring all rows up to date and put their totals on the grid; now they may leave."""
         self._settle(torch.ones(len(self._table), dtype=torch.bool))
+        to_grid(self._sums.numpy(), self._event)
+        torch.sub(self._start, self._sums, alpha=self._step_size, out=self._table)
 
     def _settle(self, wanted: Tensor) -> None:
-        """Noise scaled sums: the mechanism sees ``sum / sqrt(m)``, which moves by less than C."""
         wanted[self._still] = False
         wanted &= self._settled < self._steps
         rows = wanted.nonzero().squeeze(1)
         if not len(rows):
             return
         missed = self._steps - self._settled.index_select(0, rows)
-        roots = missed.float().sqrt_().unsqueeze_(1)
-        noised = self._sums.index_select(0, rows).div_(roots)
-        add_noise(noised.numpy(), self._event, self._sampler)
-        values = self._table.index_select(0, rows)
-        values.sub_(noised.mul_(roots), alpha=self._step_size)
+        total = self._sums.index_select(0, rows)
+        add_delayed_noise(total.numpy(), missed.numpy(), self._event, self._sampler)
+        self._sums.index_copy_(0, rows, total)
+        values = self._start.index_select(0, rows).sub_(total, alpha=self._step_size)
         self._table.index_copy_(0, rows, values)
-        self._sums.index_fill_(0, rows, 0.0)
         self._settled.index_fill_(0, rows, self._steps)
 
 
