@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dovetail.agreement.request import ModelSpec
-from dovetail.coordinator.round import Round, initial_arrays
+from dovetail.coordinator.round import Round, calibrated, initial_arrays
 from dovetail.errors import LocalProtocolError, TooManyDropouts
 from tests.samples import SCHEMA, TASK
 
@@ -82,3 +82,14 @@ def test_initial_arrays_are_public_and_repeatable(spec: ModelSpec) -> None:
         assert arrays[parameter.name].dtype == np.float32
         np.testing.assert_array_equal(arrays[parameter.name], again[parameter.name])
     assert arrays["output.bias"][0] == pytest.approx(math.log(2 * 0.2 / 0.8))
+
+
+def test_the_weight_of_positives_leaves_the_probabilities() -> None:
+    task = replace(TASK, positive_weight=4.0)
+    arrays = initial_arrays(task, SCHEMA)
+    before = arrays["output.bias"].copy()
+    model = calibrated(arrays, task.positive_weight)
+    odds = math.exp(model["output.bias"][0])
+    assert odds / (1 + odds) == pytest.approx(SCHEMA.label.prior)
+    np.testing.assert_array_equal(arrays["output.bias"], before)
+    np.testing.assert_array_equal(model["output.weight"], arrays["output.weight"])

@@ -119,7 +119,8 @@ class TrainingTask:
         server_optimizer: Flower's strategy that applies the mean update.
         server_learning_rate: of the server optimiser, > 0 (FedAvg and FedProx: 1).
         proximal_mu: weight of the proximal term, > 0 for FedProx and 0 for others.
-        positive_weight: weight of a positive row in the loss, > 0.
+        positive_weight: weight of a positive row in the loss, > 0; taken out of the released
+            model's probabilities again.
         seed: of the public initial parameters, >= 0.
 
     Raises:

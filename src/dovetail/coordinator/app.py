@@ -15,7 +15,7 @@ from dovetail.agreement import terms as agreed
 from dovetail.agreement.request import Request
 from dovetail.agreement.terms import Terms
 from dovetail.coordinator.job import Job, State
-from dovetail.coordinator.round import Arrays, Round, initial_arrays
+from dovetail.coordinator.round import Arrays, Round, calibrated, initial_arrays
 from dovetail.errors import DovetailError, PolicyError, SettingError, TooManyDropouts
 from dovetail.flower import actions
 from dovetail.flower.grid import CheckedGrid, Expected, ask
@@ -156,8 +156,8 @@ class Run:
             arrays = apply_mean(strategy, number, arrays, mean.arrays, mean.weight)
             self.job = self.job.finish_round(number)
             self._tell("round")
-            self.on_round(number, arrays)
-        return arrays
+            self.on_round(number, calibrated(arrays, task.positive_weight))
+        return calibrated(arrays, task.positive_weight)
 
     def _collect(
         self, grid: CheckedGrid, weights: Mapping[int, float], number: int, arrays: Arrays

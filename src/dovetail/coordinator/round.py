@@ -102,3 +102,14 @@ def initial_arrays(task: TrainingTask, schema: Schema) -> dict[str, npt.NDArray[
     odds = task.positive_weight * schema.label.prior / (1 - schema.label.prior)
     arrays["output.bias"][:] = math.log(odds)
     return arrays
+
+
+def calibrated(arrays: Arrays, positive_weight: float) -> dict[str, npt.NDArray[np.float32]]:
+    """The model with the loss's weight of positive rows taken out of its probabilities.
+
+    A row's weight ``w`` multiplies the odds that the model learns by ``w``; subtracting ``log w``
+    from the output's bias divides them by it again and changes no ranking.
+    """
+    model = {name: np.array(array) for name, array in arrays.items()}
+    model["output.bias"] -= np.float32(math.log(positive_weight))
+    return model

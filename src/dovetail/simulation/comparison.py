@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from dovetail.agreement.request import Request, TrainingTask
 from dovetail.agreement.terms import Budget, Partner, Terms, rounded
+from dovetail.coordinator.round import calibrated
 from dovetail.schema import Schema
 from dovetail.simulation.ground import Ground, Together
 from dovetail.simulation.metrics import auc, log_loss
@@ -165,13 +166,15 @@ def _imaginary_company(partners: tuple[Partner, ...], customers: int) -> Partner
 
 
 def _train_without_privacy(cell: Cell, study: Study, ground: Ground) -> Arrays:
-    return train_plain(
+    weight = study.training.positive_weight
+    arrays = train_plain(
         Together(list(ground.training.values())),
         ground.schema,
         study.training.model,
-        positive_weight=study.training.positive_weight,
+        positive_weight=weight,
         seed=cell.seed,
     )
+    return calibrated(arrays, weight)
 
 
 def _measure(
