@@ -1,14 +1,18 @@
 """Seconds per simulated round with 3, 30 and 300 nodes, against Flower's Ray engine.
 
-Both sides run the same coordinator, the same client app's training and the same data. Dovetail's
-side also walks gate and ledger; Ray's side skips both, which favours it. Ray listens on every
-interface, so its side runs in a network namespace with nothing but loopback.
+Both sides run the same coordinator, the same client app's training and the same data, each in a
+process of its own. Dovetail's world runs its nodes in this process, and in as many workers as there
+are cores; Ray uses all cores. Dovetail's side also walks gate and ledger; Ray's side skips both, which favours it. A round's time is the median
+after the first; what comes before the first round has ended stands apart: starting the nodes,
+their permits, and the round itself. Ray listens on every interface, so both sides run in a network
+namespace with nothing but loopback.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -46,18 +50,22 @@ SCHEMA = Schema(
     label=Label("y", 0.3),
     max_rows_per_customer=1,
 )
-TASK = TrainingTask(
+SMALL = TrainingTask(
     purpose="benchmark",
     features=tuple(column.name for column in SCHEMA.columns),
     label="y",
-    model=ModelSpec("mlp", (128, 64)),
+    model=ModelSpec("logistic"),
     rounds=1,
-    local_steps=5,
     sampling_prob=0.128,
     l2_clip_norm=1.0,
     noise_multiplier=1.0,
     learning_rate=0.1,
 )
+WORK = {
+    "logistic, 1 step": SMALL,
+    "MLP 64-128-64-1, 5 steps": replace(SMALL, model=ModelSpec("mlp", (128, 64)), local_steps=5),
+}
+"""What a node does in a round; each step takes 256 customers on average."""
 ALONE = ["unshare", "--net", "--map-root-user", "bash", "-c"]
 
 
@@ -92,7 +100,7 @@ def terms(nodes: int) -> Terms:
         customers_overlap=False,
         minimum_cohort=1,
         budget=Budget(1000.0, 1e-4),
-        model_families=("mlp",),
+        model_families=("logistic", "mlp"),
         protections=("local",),
         max_parameters=10**6,
         max_rounds=1000,
@@ -125,16 +133,22 @@ class UngatedNode:
 
 
 @cache
-def _node(partition: int) -> UngatedNode:
-    return UngatedNode(partition)
+def _ungated(nodes: int) -> list[UngatedNode]:
+    """All nodes, as each of Ray's processes holds them: it is asked for any."""
+    return [UngatedNode(partition) for partition in range(nodes)]
 
 
-ray_app = node_app(lambda context: _node(int(context.node_config["partition-id"])))
+def _node_of(context: Any) -> UngatedNode:
+    config = context.node_config
+    return _ungated(int(config["num-partitions"]))[int(config["partition-id"])]
 
 
-def request(rounds: int) -> Request:
+ray_app = node_app(_node_of)
+
+
+def request(work: str, rounds: int) -> Request:
     """The job of ``rounds`` rounds."""
-    return Request("job", replace(TASK, rounds=rounds))
+    return Request("job", replace(WORK[work], rounds=rounds))
 
 
 def timed(start: float, run: Callable[[Callable[[int, Any], None]], Any]) -> dict[str, float]:
@@ -145,17 +159,17 @@ def timed(start: float, run: Callable[[Callable[[int, Any], None]], Any]) -> dic
     return {"start": ends[0] - start, "round": statistics.median(rounds)}
 
 
-def ours(nodes: int, rounds: int) -> dict[str, float]:
+def ours(work: str, nodes: int, rounds: int, workers: int) -> dict[str, float]:
     """Dovetail's world."""
     use_one_thread()
     customers = {f"p{i}": RandomCustomers(i) for i in range(nodes)}
     start = time.perf_counter()
-    with World(terms(nodes), customers, seed=0) as world:
-        return timed(start, lambda on_round: world.run(request(rounds), on_round=on_round))
+    with World(terms(nodes), customers, seed=0, workers=workers) as world:
+        return timed(start, lambda on_round: world.run(request(work, rounds), on_round=on_round))
 
 
-def theirs(nodes: int, rounds: int) -> dict[str, float]:
-    """Flower's Ray engine, in this process."""
+def theirs(work: str, nodes: int, rounds: int) -> dict[str, float]:
+    """Flower's Ray engine."""
     from dovetail.flower.engine import run_on_ray
 
     found: dict[str, float] = {}
@@ -163,7 +177,7 @@ def theirs(nodes: int, rounds: int) -> dict[str, float]:
 
     def coordinate(channel: Channel, _context: object) -> None:
         partners = {node: f"p{i}" for i, node in enumerate(channel.nodes())}
-        run = Run(request(rounds), terms(nodes), channel, partners)
+        run = Run(request(work, rounds), terms(nodes), channel, partners)
 
         def go(on_round: Callable[[int, Any], None]) -> None:
             run.on_round = on_round
@@ -175,11 +189,11 @@ def theirs(nodes: int, rounds: int) -> dict[str, float]:
     return found
 
 
-def theirs_apart(nodes: int, rounds: int) -> dict[str, float]:
-    """The same in a process and network namespace of its own."""
-    script = f"from benchmarks.simulation import *; print(json.dumps(theirs({nodes}, {rounds})))"
-    command = f"ip link set lo up && exec '{sys.executable}' -c '{script}'"
-    done = subprocess.run([*ALONE, command], capture_output=True, text=True, check=True)
+def apart(side: str, *arguments: str | int) -> dict[str, float]:
+    """One of the two sides in a process and network namespace of its own."""
+    script = f"from benchmarks.simulation import *; print(json.dumps({side}{arguments}))"
+    command = ['ip link set lo up && exec "$@"', "bash", sys.executable, "-Wignore", "-c", script]
+    done = subprocess.run([*ALONE, *command], stdout=subprocess.PIPE, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -187,18 +201,26 @@ def theirs_apart(nodes: int, rounds: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nodes", type=int, nargs="+", default=[3, 30, 300])
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    cores = os.cpu_count() or 1
+    expected = CUSTOMERS * SMALL.sampling_prob
     print(describe())
-    print(f"{CUSTOMERS} customers a node, MLP 64-128-64-1, {TASK.local_steps} steps of")
-    print(f"{CUSTOMERS * TASK.sampling_prob:.0f} customers a round; median of {options.rounds - 1}")
-    print("nodes   dovetail s/round   ray s/round   ray ÷ dovetail   first round: dovetail, ray")
-    for nodes in options.nodes:
-        mine, other = ours(nodes, options.rounds), theirs_apart(nodes, options.rounds)
-        print(
-            f"{nodes:5d} {mine['round']:18.3f} {other['round']:13.3f} "
-            f"{other['round'] / mine['round']:15.1f}x {mine['start']:17.1f} {other['start']:8.1f}"
-        )
+    print(f"{CUSTOMERS} customers x {FEATURES} numbers a node, {expected:.0f} customers a step;")
+    print(f"seconds per round: median of {options.rounds - 1}; first: until round 1 has ended")
+    print(f"{'work':26s}{'nodes':>6s}{'engine':>22s}{'s/round':>9s}{'ray ÷':>8s}{'first':>8s}")
+    for work in WORK:
+        for nodes in options.nodes:
+            job = (work, nodes, options.rounds)
+            engines = {
+                "ray": apart("theirs", *job),
+                "dovetail": apart("ours", *job, 1),
+                f"dovetail, {cores} workers": apart("ours", *job, cores),
+            }
+            for name, found in engines.items():
+                ratio = engines["ray"]["round"] / found["round"]
+                print(f"{work:26s}{nodes:6d}{name:>22s}{found['round']:9.3f}", end="")
+                print(f"{ratio:7.1f}x{found['start']:8.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -224,8 +224,11 @@ def load_schema(path: Path) -> Schema:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        message = f"the schema file {path.name!r} cannot be read: it must be a UTF-8 text file"
+    except OSError as error:
+        name, reason = str(path), (error.strerror or "input/output error").lower()
+        raise SettingError(f"the schema file {name!r} cannot be read: {reason}") from None
+    except UnicodeDecodeError:
+        message = f"the schema file {str(path)!r} cannot be read: it must be a UTF-8 text file"
         raise SettingError(message) from None
     return parse_schema(text, path.name)
 

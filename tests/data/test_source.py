@@ -111,7 +111,7 @@ def test_mixed_and_foreign_formats_are_refused(write: Write, tmp_path: Path) -> 
     (tmp_path / "a.xlsx").write_bytes(b"PK")
     (tmp_path / "void").mkdir()
     for name in ("mixed", "a.xlsx"):
-        with pytest.raises(DataError, match=f"{name}.*Parquet files only, or CSV"):
+        with pytest.raises(DataError, match=f"{name}.*must be Parquet .* or CSV"):
             rows_of(Source.files(tmp_path / name))
     with pytest.raises(DataError, match="no file found at 'void'"):
         rows_of(Source.files(tmp_path / "void"))
@@ -152,9 +152,58 @@ def test_no_line_of_a_csv_is_skipped_in_silence(tmp_path: Path, lines: list[str]
         rows_of(Source.files(tmp_path / "t.csv"))
 
 
-def test_lines_of_unequal_length_never_lose_rows(tmp_path: Path) -> None:
+def test_lines_of_unequal_length_are_named_and_not_read_as_one_column(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("who,spend\na,1,2\nb,1\n")
-    assert rows_of(Source.files(tmp_path / "t.csv")) == [("a,1,2",), ("b,1",)]
+    with pytest.raises(DataError, match=r"'t\.csv' cannot be read: a row has more or fewer fields"):
+        rows_of(Source.files(tmp_path / "t.csv"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_csv_that_is_not_utf8_is_told_so(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "t.csv").write_text("who,spend\nbjörk,1\n", encoding=encoding)
+    with pytest.raises(DataError, match=r"'t\.csv' is not UTF-8 text") as caught:
+        rows_of(Source.files(tmp_path / "t.csv"))
+    assert "björk" not in str(caught.value)
+
+
+@pytest.mark.parametrize("header", ["who,spend,who", "canary,1,1", "who,spend,WHO"])
+def test_a_header_that_names_a_column_twice_is_refused(tmp_path: Path, header: str) -> None:
+    (tmp_path / "t.csv").write_text(f"{header}\na,1,2\n")
+    with pytest.raises(DataError, match=r"'t\.csv': its first row must name the columns") as caught:
+        rows_of(Source.files(tmp_path / "t.csv"))
+    assert "canary" not in str(caught.value)
+
+
+def test_separators_must_agree_within_a_table(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("who;spend\na;1\n")
+    (tmp_path / "b.csv").write_text("who,spend\nb,1\n")
+    with pytest.raises(DataError, match="differ in what separates"):
+        rows_of(Source.files(tmp_path))
+
+
+def test_a_gzip_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "t.csv.gz").write_text("who,spend\na,1\n")
+    with pytest.raises(DataError, match=r"'t\.csv\.gz' is truncated or damaged"):
+        rows_of(Source.files(tmp_path / "t.csv.gz"))
+
+
+@pytest.mark.parametrize("name", ["rows[1].csv", "rows*.csv", "rows?.csv", "it's.csv"])
+def test_a_name_is_never_taken_for_a_pattern(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "in [1]"
+    for other in (folder, tmp_path / "in 1"):
+        other.mkdir()
+        (other / "rows1.csv").write_text("who\nother\n")
+    (folder / name).write_text("who\nright\n")
+    assert rows_of(Source.files(folder / name)) == [("right",)]
+    assert sorted(rows_of(Source.files(folder))) == [("other",), ("right",)]
+
+
+def test_keys_of_a_csv_keep_their_zeros_as_text(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("who\n007\n7\n")
+    query, tables = "SELECT DISTINCT who FROM t ORDER BY who", {"t": tmp_path / "t.csv"}
+    assert run_query(query, tables, as_text=True) == [("007",), ("7",)]
+    materialise(query, tables, tmp_path / "t.parquet", as_text=True)
+    assert run_query("FROM t", {"t": tmp_path / "t.parquet"}) == [("007",), ("7",)]
 
 
 @pytest.mark.parametrize("text", ["who;spend\na;1\n", "who\tspend\r\na\t1\r\n", "who|spend\na|1\n"])

@@ -12,7 +12,8 @@ from dovetail.agreement import terms as agreed
 from dovetail.agreement.request import Request
 from dovetail.coordinator.round import initial_arrays
 from dovetail.errors import DataError, DovetailError, PolicyError, SchemaError, SettingError
-from dovetail.flower.client import new_context
+from dovetail.flower import actions, codec
+from dovetail.flower.client import answer, new_context
 from dovetail.node import flower_app
 from dovetail.node.settings import load_settings, start
 from tests.node.homes import write_homes
@@ -135,3 +136,16 @@ def test_the_flower_app_asks_the_partners_own_environment(
     monkeypatch.setenv(flower_app.VARIABLE, str(home.parent))
     assert flower_app._node_of(context) is alone
     assert (home / "arrays").exists()
+
+
+def test_canary_what_is_wrong_with_a_table_is_not_told_to_a_coordinator(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (home / "customers.csv").open("a") as table:
+        table.write("4711,30,5,north,9\n")
+    monkeypatch.setenv(flower_app.VARIABLE, str(home / "node.toml"))
+    context = new_context(1, {}, {})
+    asked = actions.propose_message(1, requests.to_record(REQUEST), "")
+    reply = codec.decode(answer(flower_app.app, lambda _: context, codec.encode(asked)))
+    assert reply.error.reason == "the node cannot start; its own log says why"
+    assert "bought" in caplog.text

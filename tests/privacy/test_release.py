@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,6 +27,11 @@ def _release(overlap: bool = False) -> Release:
 def test_direct_construction_is_refused() -> None:
     with pytest.raises(PrivacyError, match="made by"):
         Release(_value(), SPENDING, DELTA, {"retailer": 0.0}, 0.0, PROVENANCE)
+
+
+def test_a_release_is_not_made_out_of_another() -> None:
+    with pytest.raises(PrivacyError, match="made by"):
+        replace(_release(), epsilon={"retailer": 0.1, "brand": 0.1})
 
 
 def test_epsilon_is_computed_from_what_was_charged() -> None:

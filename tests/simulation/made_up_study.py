@@ -110,7 +110,7 @@ def result(names: tuple[str, ...] = NAMES) -> StudyResult:
     return StudyResult(study(), SCHEMA, partners, NOISE, measurements(names), predictions(names))
 
 
-def job(names: tuple[str, ...] = NAMES) -> HeadlineJob:
+def job(names: tuple[str, ...] = NAMES, note: str = "Drawn at random.") -> HeadlineJob:
     features = tuple(column.name for column in SCHEMA.columns)
     task = study().training.task(features, SCHEMA.label.name, noise_multiplier=NOISE[3.0], seed=0)
     partners = tuple(
@@ -133,7 +133,7 @@ def job(names: tuple[str, ...] = NAMES) -> HeadlineJob:
         max_steps=ROUNDS,
     )
     request = Request("headline", task)
-    card = ModelCard(request, terms, dict.fromkeys(names, ROUNDS), LAST)
+    card = ModelCard(request, terms, dict.fromkeys(names, ROUNDS), LAST, (note,))
     return HeadlineJob(3.0, card, dict.fromkeys(names, entries(request)))
 
 

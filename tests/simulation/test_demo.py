@@ -14,11 +14,14 @@ from dovetail.errors import DataError, SettingError
 from dovetail.schema import Number
 from dovetail.simulation import complete_journey
 from dovetail.simulation.demo import JOB, DemoResult, Watch, run_demo
+from dovetail.simulation.metrics import auc
 from dovetail.simulation.report import ledger_lines
+from dovetail.simulation.results import select
 from dovetail.store.model import load_model
 
 TODAY = date(2024, 5, 1)
 NUMBERS = [c for c in complete_journey.schema().columns if isinstance(c, Number)]
+TELLING = next(c for c in NUMBERS if c.name == "baskets_84_days")
 HOUSEHOLDS = 300  # of each partner
 
 
@@ -31,7 +34,7 @@ def few_mailings(destination: Path) -> None:
             told = dice.random()
             row: dict[str, object] = dict.fromkeys(c.name for c in schema.columns)
             row |= {c.name: c.low + (c.high - c.low) * dice.random() for c in NUMBERS}
-            row[NUMBERS[1].name] = NUMBERS[1].low + (NUMBERS[1].high - NUMBERS[1].low) * told
+            row[TELLING.name] = TELLING.low + (TELLING.high - TELLING.low) * told
             row |= {"household_id": f"{number}-{household}", "home_store_group": group}
             rows.append({**row, schema.label.name: int(dice.random() < told)})
     columns: dict[str, ColumnType] = dict.fromkeys(rows[0], "text")
@@ -82,6 +85,37 @@ def test_the_model_was_paid_for_at_every_partner(shown: tuple[DemoResult, list[s
         commits = [entry for entry in entries if entry.kind == "commit"]
         assert len(commits) == card.request.task.rounds
         assert {entry.job for entry in entries} == {JOB}
+
+
+def test_what_was_resampled_is_what_was_measured(shown: tuple[DemoResult, list[str]]) -> None:
+    result = shown[0].result
+    for model in result.predictions:
+        wanted = select(
+            result.measurements,
+            comparison=model.comparison,
+            epsilon=model.epsilon,
+            trained_by=model.trained_by,
+        )
+        assert auc(model.labels, model.scores) == pytest.approx(wanted[model.seed])
+    assert all(row.joint.customers_error > 0 for row in result.table().rows)
+
+
+def test_the_card_says_how_settings_were_chosen_and_what_partners_are(
+    shown: tuple[DemoResult, list[str]],
+) -> None:
+    card, report = (shown[0].places[what].read_text() for what in ("model card", "report"))
+    for said in ("No ε covers these choices", "advertising platform"):
+        assert said in card
+        assert said in report
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    ledger = tmp_path / "ledgers" / "retailer.ledger"
+    ledger.parent.mkdir()
+    ledger.write_text("a real one")
+    with pytest.raises(SettingError, match="something else than a demo"):
+        small_demo(tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [ledger]
 
 
 def test_the_joint_model_learns(shown: tuple[DemoResult, list[str]]) -> None:

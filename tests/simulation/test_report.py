@@ -17,6 +17,7 @@ from dovetail.privacy.event import Gaussian, Spending
 from dovetail.simulation import findings
 from dovetail.simulation.report import (
     FALSE_POSITIVE_RATES,
+    _listed,
     attack,
     best_true_positive_rate,
     headline,
@@ -24,12 +25,12 @@ from dovetail.simulation.report import (
     page,
     write_report,
 )
-from dovetail.simulation.results import Measurement
-from dovetail.simulation.study_result import shown
+from dovetail.simulation.results import Estimate, Measurement
+from dovetail.simulation.study_result import StudyResult, shown
 from tests.simulation import made_up_study as made_up
 
 RESULT, JOB = made_up.result(), made_up.job()
-PAGE = page(RESULT, JOB, "Drawn at random.")
+PAGE = page(RESULT, JOB)
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 FETCHING = {"script", "link", "img", "iframe", "object", "embed", "image", "source", "video"}
 
@@ -112,7 +113,7 @@ def test_no_id_is_used_twice() -> None:
 @pytest.mark.parametrize("number", range(3))
 def test_the_first_table_holds_what_was_measured(number: int) -> None:
     name = made_up.NAMES[number]
-    gain = findings.gain(RESULT.measurements, name, 3.0)
+    gain = findings.gain(RESULT.evidence, name, 3.0)
     alone = [m.value for m in _final("alone", name, name)]
     joint = [m.value for m in _final("joint", "all", name)]
     row = next(row for row in READ.rows if row and row[0].startswith(name))
@@ -133,18 +134,35 @@ def _final(comparison: str, trainer: str, tested: str) -> list[Measurement]:
     ]
 
 
-def test_the_headline_tells_both_means_and_the_gain() -> None:
-    sentence = headline(RESULT, 3.0)
-    measured, held_out = RESULT.measurements, RESULT.held_out_customers
-    for comparison in ("joint", "alone"):
-        assert shown(findings.mean_own_auc(measured, held_out, comparison, 3.0)) in sentence
-    assert shown(findings.mean_gain(measured, held_out, 3.0), "+") in sentence
-    assert html.escape(sentence) in PAGE
+def with_gains(*gains: float, names: tuple[str, ...] = made_up.NAMES) -> StudyResult:
+    """The made-up study, without noise: every partner's joint AUC is its own plus its gain."""
+    wanted = dict(zip(names, gains, strict=True))
+    measured = [
+        replace(m, value=0.7 + (wanted.get(m.tested_on, 0) if m.comparison == "joint" else 0))
+        for m in made_up.measurements(names)
+    ]
+    return replace(made_up.result(names), measurements=tuple(measured))
+
+
+def test_the_headline_tells_who_gains_who_loses_and_what_nobody_could_show() -> None:
+    result = with_gains(0.2, -0.2, 0.001)
+    told = {name: findings.gain(result.evidence, name, 3.0) for name in made_up.NAMES}
+    retailer, platform, brand = (f"{name} ({shown(told[name], '+')})" for name in made_up.NAMES)
+    sentence = headline(result, 3.0)
+    assert f"rises for {retailer}; test AUC falls for {platform}; no difference" in sentence
+    assert f"could show for {brand}. Mean" in sentence
+    assert shown(findings.mean_gain(result.evidence, 3.0), "+") in sentence
+    assert html.escape(sentence).replace(" ± ", "\u00a0±\u00a0") in page(result, JOB)
     assert "AUC" not in headline(replace(RESULT, measurements=()), 3.0)
 
 
+def test_a_headline_of_many_partners_counts_them() -> None:
+    found = {str(number): Estimate(0.1, 0.01, 3) for number in range(9)}
+    assert _listed(["1", "2"], found) == "2 of 9 partners"
+
+
 def test_hostile_names_are_shown_and_never_obeyed() -> None:
-    text = page(made_up.result(HOSTILE), made_up.job(HOSTILE), "<b>bold</b>")
+    text = page(made_up.result(HOSTILE), made_up.job(HOSTILE, "<b>bold</b>"))
     read = Page(text)
     assert read.open == []
     assert not {tag for tag, _ in read.tags} & (FETCHING | {"b"})
@@ -165,6 +183,9 @@ def test_hostile_names_are_shown_and_never_obeyed() -> None:
         "Several runs",
         "declared numbers of customers",
         "Drawn at random.",
+        "standard error over 3 noise seeds and the held-out customers",
+        "How the settings were chosen",
+        "compare their mean with the share",
     ],
 )
 def test_what_the_page_must_say(said: str) -> None:
@@ -242,7 +263,7 @@ def test_a_ledger_that_was_tampered_with_makes_no_report() -> None:
 
 
 def test_the_file_holds_the_page_and_a_page_repeats_itself(tmp_path: Path) -> None:
-    write_report(RESULT, JOB, tmp_path / "report.html", "Drawn at random.")
+    write_report(RESULT, JOB, tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == PAGE
     with pytest.raises(DataError, match=r"report\.html"):
         write_report(RESULT, JOB, tmp_path / "missing" / "report.html")

@@ -34,6 +34,27 @@ def test_a_job_walks_the_whole_path() -> None:
         np.testing.assert_array_equal(release.value[name], array)
 
 
+def test_worker_processes_change_neither_the_result_nor_the_ledgers(tmp_path: Path) -> None:
+    with World(terms(), customers(), 0) as here:
+        alone = here.run(REQUEST).value
+    for folder in (None, tmp_path):
+        with World(terms(), customers(), 0, folder, workers=2) as apart:
+            together = apart.run(REQUEST).value
+            spent = {name: book.refresh().spending() for name, book in apart.ledgers.items()}
+        assert spent == {name: {TASK.event: TASK.steps} for name in customers()}
+        for name, array in alone.items():
+            np.testing.assert_array_equal(array, together[name])
+
+
+def test_a_node_in_a_worker_refuses_as_it_does_here() -> None:
+    poor = replace(terms(), budget=Budget(0.01, 1e-4))
+    with World(poor, customers(), 0, workers=2) as world:
+        with pytest.raises(PolicyError) as refused:
+            world.run(REQUEST)
+        assert not any(book.refresh().spending() for book in world.ledgers.values())
+    assert refused.value.rule == "epsilon"
+
+
 @pytest.mark.parametrize(
     "changes",
     [

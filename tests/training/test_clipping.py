@@ -106,6 +106,29 @@ def test_a_gradient_that_is_not_finite_counts_as_nothing(
     assert norm(difference(whole, clipped_sum(model, without(batch, 2), 1.0))) <= ROUNDING
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("embedding", [3e8, 3e12, 3e18, 1e20])
+@pytest.mark.parametrize("clip", [1e-6, 1e-3])
+def test_canary_parameters_cannot_hide_a_gradient_in_an_underflow(
+    world: Any, rows: int, embedding: float, clip: float
+) -> None:
+    schema, spec = world.schema(1, (3,), rows), ModelSpec("embedding_mlp", (64,), 8)
+    arrays = world.arrays(spec, schema, scale=0.0)
+    arrays["embeddings.0.weight"][:] = embedding
+    arrays["output.weight"][:] = 0.1
+    arrays["output.bias"][:] = -50  # of a row without a label: derivatives of about 2e-22
+    model = build_model(spec, schema)
+    load_arrays(model, arrays)
+    shape = (1, rows)
+    one = Batch(
+        np.zeros((*shape, 1), np.float32),
+        np.full((*shape, 1), 2),
+        np.zeros(shape, np.float32),
+        np.ones(shape, np.float32),
+    )
+    assert norm(clipped_sum(model, one, clip)) <= clip * ROUNDING
+
+
 @pytest.mark.parametrize("code", [-1, 7])
 def test_a_code_outside_its_table_is_refused_before_it_reads_anothers_row(
     world: Any, code: int

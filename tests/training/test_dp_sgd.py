@@ -180,6 +180,23 @@ def test_parameters_that_are_not_finite_are_refused(setting: Any) -> None:
         run(setting, TASK, arrays=bad)
 
 
+@pytest.mark.parametrize(
+    "huge", ["embeddings.0.weight", "hidden.0.weight", "hidden.0.bias", "output.weight"]
+)
+def test_canary_parameters_that_magnify_rounding_are_refused(setting: Any, huge: str) -> None:
+    bad = {**setting[2], huge: np.full_like(setting[2][huge], 1e12)}
+    with pytest.raises(RemoteProtocolError, match="too large"):
+        run(setting, TASK, arrays=bad)
+
+
+@pytest.mark.parametrize("family", [ModelSpec("logistic"), ModelSpec("mlp", (64, 64, 32))], ids=str)
+def test_parameters_of_any_model_that_predicts_are_accepted(world: Any, family: ModelSpec) -> None:
+    schema = world.schema(4, (30, 50), 1)
+    arrays = world.arrays(family, schema, scale=0.7)
+    task = replace(TASK, model=family)
+    train_round(arrays, world.table(schema, 5), schema, task, DECLARED, SecureSampler(KEY), {})
+
+
 def test_it_learns(world: Any) -> None:
     """A sanity check on a separable task, not a benchmark."""
     schema = world.schema(3, (), 1)

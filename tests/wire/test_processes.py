@@ -42,7 +42,7 @@ def refuse(nodes: Sequence[int]) -> Mapping[int, Handler]:
 
 @pytest.fixture
 def channel() -> Iterator[ProcessChannel]:
-    with ProcessChannel(make, [[1, 2], [3]]) as channel:
+    with ProcessChannel([(make, [1, 2]), (make, [3])]) as channel:
         yield channel
 
 
@@ -78,7 +78,7 @@ def test_a_killed_worker_is_noticed_at_once_and_stays_gone(channel: ProcessChann
 
 @pytest.mark.parametrize("how", [b"hang", b"freeze"])
 def test_a_worker_that_hangs_neither_blocks_nor_outlives_the_channel(how: bytes) -> None:
-    with ProcessChannel(make, [[1], [3]]) as channel:
+    with ProcessChannel([(make, [1]), (make, [3])]) as channel:
         (pid,) = (int(a) for _, a in channel.exchange({1: b"who"}, 60))  # type: ignore[arg-type]
         for request in (how, b"y" * 3_000_000):
             answers = dict(channel.exchange({1: request, 3: b"x"}, 0.3))
@@ -90,6 +90,6 @@ def test_a_worker_that_hangs_neither_blocks_nor_outlives_the_channel(how: bytes)
 
 def test_a_worker_that_cannot_start_is_an_error() -> None:
     with pytest.raises(TransportError, match="could not start: see its own output"):
-        ProcessChannel(fail, [[1]])
+        ProcessChannel([(fail, [1])])
     with pytest.raises(TransportError, match="could not start: the folder is missing"):
-        ProcessChannel(refuse, [[1], [2]])
+        ProcessChannel([(refuse, [1]), (refuse, [2])])

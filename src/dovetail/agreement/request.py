@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Literal, get_args
 
 from dovetail.agreement.record import LARGEST_WHOLE, Fields, positive, require
@@ -217,6 +218,10 @@ class Request:
     def __post_init__(self) -> None:
         require_job(self.job)
 
+    @cached_property
+    def _digest(self) -> str:
+        return canonical.digest(to_record(self))
+
 
 def require_job(job: str) -> None:
     """Raise :class:`SettingError` unless ``job`` can name a job."""
@@ -245,7 +250,7 @@ def from_record(record: object) -> Request:
 
 def digest(request: Request) -> str:
     """SHA-256 of the request's canonical form, in hex: what a permit and a ledger are bound to."""
-    return canonical.digest(to_record(request))
+    return request._digest
 
 
 def _task(record: object) -> TrainingTask:

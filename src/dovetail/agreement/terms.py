@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
@@ -136,6 +137,10 @@ class Terms:
             f"terms: minimum_cohort is above the customers that {smallest.name!r} declares",
         )
 
+    @cached_property
+    def _digest(self) -> str:
+        return canonical.digest(to_record(self))
+
     def partner(self, name: str) -> Partner:
         """The partner of this name.
 
@@ -216,7 +221,7 @@ def to_record(terms: Terms) -> dict[str, object]:
 
 def digest(terms: Terms) -> str:
     """SHA-256 of the terms' canonical form, in hex: the collaboration's identity."""
-    return canonical.digest(to_record(terms))
+    return terms._digest
 
 
 _TERMS = (

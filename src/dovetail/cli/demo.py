@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dovetail.cli.outcome import Code, complain, print_json
+from dovetail.errors import SettingError
 
 if TYPE_CHECKING:
     from dovetail.coordinator.app import JobEvent
@@ -53,8 +54,12 @@ def demo(
     who redeems a campaign's coupons, through real nodes, a real coordinator and one ledger per
     partner. Writes a report, the model with its card, the ledgers and all measurements.
     """
-    from dovetail.simulation.demo import EPSILONS, run_demo
-
+    try:
+        from dovetail.simulation.demo import EPSILONS, run_demo
+    except ModuleNotFoundError as error:
+        raise SettingError(
+            f"the demo needs {error.name}: pip install 'dovetail[demo]' brings it"
+        ) from None
     epsilons = tuple(epsilon) if epsilon else EPSILONS
     console = Console(stderr=True, highlight=False)
     try:
@@ -132,6 +137,10 @@ def _show(found: DemoResult) -> None:
     console.print()
     console.print(_by_epsilon(found))
     console.print()
+    console.print(_by_company(found))
+    console.print()
+    covered = f"± is one standard error over {found.result.covered}; a gain is paired."
+    console.print(covered, style="dim", markup=False)
     console.print("Test scores are the researcher's view over raw rows: not private.", style="dim")
     console.print()
     for what, path in found.places.items():
@@ -172,18 +181,30 @@ def _gains(found: DemoResult) -> Table:
                 f"{row.epsilon:g}",
                 f"{row.delta:g}",
             )
-    seeds = len(result.study.seeds)
-    plural = "seed" if seeds == 1 else "seeds"
-    table.title = f"Test AUC ± standard error over {seeds} {plural}, on each partner's own {unit}"
+    table.title = f"Test AUC at ε = {found.job.epsilon:g}, on each partner's own held-out {unit}"
     return table
 
 
 def _by_epsilon(found: DemoResult) -> Table:
+    from dovetail.simulation.study_result import shown
+
+    names = [partner.name for partner in found.result.partners]
+    table, rows = _table(), found.result.table().rows
+    table.title = "Gain at each ε"
+    for heading in ("ε", *names):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for epsilon in found.result.study.privacy.epsilons:
+        gains = {row.partner: shown(row.gain, "+") for row in rows if row.epsilon == epsilon}
+        table.add_row(f"{epsilon:g}", *(gains[name] for name in names))
+    return table
+
+
+def _by_company(found: DemoResult) -> Table:
     from dovetail.simulation.results import ALL
     from dovetail.simulation.study_result import shown
 
     table = _table()
-    table.title = "The same on everyone's held-out rows, at each ε"
+    table.title = "Test AUC on everyone's held-out rows together, at each ε"
     for heading in ("ε", "joint", "one company, same ε", "one company, no privacy"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in found.result.table().rows:

@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start with [bold]dovetail demo[/bold]. Exit codes: 0 done, 1 the answer is no, "
-    "2 settings or usage, 130 stopped by Ctrl-C.",
+    "2 settings or usage, 130 stopped by Ctrl-C or kill.",
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from enum import IntEnum
 from typing import Any
 
@@ -23,14 +24,19 @@ class Code(IntEnum):
     USAGE = 2
     """An option, argument or file of settings cannot be used."""
     STOPPED = 130
-    """Ctrl-C."""
+    """Ctrl-C, or a signal to end."""
 
 
 class Commands(TyperGroup):
     """Commands whose expected errors are told in one line on stderr."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command; nothing of Dovetail's own leaves here as a traceback."""
+        """Runs the command; nothing of Dovetail's own leaves here as a traceback.
+
+        A request to end (``kill``, a closed terminal) is obeyed like Ctrl-C, so that no private
+        rows stay behind.
+        """
+        _end_like_ctrl_c()
         try:
             return super().invoke(ctx)
         except DovetailError as error:
@@ -40,6 +46,12 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             complain("stopped")
             raise typer.Exit(Code.STOPPED) from None
+
+
+def _end_like_ctrl_c() -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores the latter, and means it
+            signal.signal(number, signal.default_int_handler)
 
 
 def complain(message: str) -> None:

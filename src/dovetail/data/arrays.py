@@ -149,9 +149,18 @@ class CustomerArrays:
         )
 
     def delete(self) -> None:
-        """Remove the folder and all that is in it; this object is of no use afterwards."""
+        """Remove the folder and all that is in it; this object is of no use afterwards.
+
+        What a killed ``prepare`` of the same folder left behind goes with it.
+        """
         (self._folder / META).unlink(missing_ok=True)
         shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(partial_folder(self._folder), ignore_errors=True)
+
+
+def partial_folder(folder: Path) -> Path:
+    """Where ``prepare`` writes until ``folder`` is complete; a killed one leaves private rows."""
+    return folder.with_name(f".{folder.name}.partial")
 
 
 class CustomerSubset:

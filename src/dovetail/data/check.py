@@ -84,6 +84,11 @@ def check(source: Source, schema: Schema, limits: Limits | None = None) -> Check
 def check_opened(opened: Session, schema: Schema) -> CheckReport:
     """Like :func:`check`, for a session that is open already."""
     misfits = tuple(_misfits(schema, opened.columns(ROWS)))
+    if len(misfits) == len(schema.columns) + 2:
+        message = (
+            "it has none of the declared columns: is its first row the header, is it the file?"
+        )
+        return CheckReport((Finding(None, message),), ())
     if misfits:
         return CheckReport(misfits, ())
     probes = list(_probes(schema))

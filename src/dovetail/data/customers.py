@@ -23,7 +23,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dovetail.data import encode
-from dovetail.data.arrays import META, CustomerArrays, CustomerSubset, Layout
+from dovetail.data.arrays import (
+    META,
+    CustomerArrays,
+    CustomerSubset,
+    Layout,
+    partial_folder,
+)
 from dovetail.data.check import check_opened
 from dovetail.data.engine import ROWS, Limits, Session, literal, quote
 from dovetail.data.source import Source
@@ -45,7 +51,9 @@ def prepare(
     the same for the same secret, whatever the order of rows or files.
 
     Guarantees: which rows of a customer are kept depends on that customer's rows and the secret
-    alone, so one customer changes the stored rows of that customer only.
+    alone, so one customer changes the stored rows of that customer only. A process that is killed
+    (``kill -9``, power cut) leaves rows in ``.NAME.partial`` beside ``folder``, which only the
+    owner can enter; the next ``prepare`` of that folder removes it, and so does ``delete``.
 
     Args:
         source: the table.
@@ -75,7 +83,7 @@ def prepare(
 @contextmanager
 def _appearing(folder: Path) -> Iterator[Path]:
     """A folder to write in that takes its name when all went well, and vanishes otherwise."""
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = partial_folder(folder)
     if folder.exists():
         raise DataError(f"{folder.name!r} exists already; delete it or choose another folder")
     shutil.rmtree(partial, ignore_errors=True)

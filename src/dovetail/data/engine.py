@@ -26,6 +26,8 @@ ROWS = "dovetail rows"
 BATCH_ROWS = 65_536
 """Rows that a query hands over at a time."""
 
+_PATTERN_CHARACTERS = str.maketrans({"[": "[[]", "*": "[*]", "?": "[?]"})
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -119,7 +121,8 @@ def session(
     try:
         connection = duckdb.connect(":memory:", config=_config(limits, spill))
         try:
-            paths = ", ".join(literal(str(path)) for path in (*readable, *writable))
+            exact = [exactly(path) for path in readable]
+            paths = ", ".join(literal(str(path)) for path in (*readable, *exact, *writable))
             connection.execute(f"SET allowed_paths = [{paths}]")
             connection.execute("SET enable_progress_bar = false")
             connection.execute("SET enable_external_access = false")
@@ -140,6 +143,14 @@ def quote(name: str) -> str:
 def literal(text: str) -> str:
     """A text as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def exactly(file: Path) -> str:
+    """The pattern that only this file's path matches.
+
+    DuckDB takes every path for a pattern, and reads ``rows1.csv`` where it is told ``rows[1].csv``.
+    """
+    return str(file).translate(_PATTERN_CHARACTERS)
 
 
 def _spill_folder(limits: Limits) -> Path | None:
@@ -168,6 +179,11 @@ def _config(limits: Limits, spill: Path | None) -> dict[str, str | bool | int | 
 _NO_ROOM = "no disk space or memory is left: free some, or give the work folder more room"
 _OUT_OF_MEMORY = "the query needs more memory than allowed: raise memory_mb or set a work folder"
 _UNREADABLE = "cannot be read: it is truncated, damaged or of another format; write it anew"
+_NOT_UTF8 = "is not UTF-8 text: save it as CSV in UTF-8"
+_UNEVEN = (
+    "cannot be read: a row has more or fewer fields than the header, or a quote is never closed; "
+    "write it anew"
+)
 _FAILED = "the query fails on some of the rows: check its functions against odd or missing values"
 _MISTYPED = "holds values of another type than its column's; TRY_CAST or mend that column"
 
@@ -192,7 +208,15 @@ def _mapped(error: Exception, query: str, readable: Sequence[Path]) -> str:
     file = next((path.name for path in readable if str(path) in text), None)
     if file is None:
         return f"the table {_MISTYPED}" if mistyped else _FAILED
-    return f"file {file!r} {_MISTYPED if mistyped else _UNREADABLE}"
+    return f"file {file!r} {_MISTYPED if mistyped else _fault(text)}"
+
+
+def _fault(text: str) -> str:
+    """What is wrong with a file, by the fixed words of DuckDB's message."""
+    if "not utf-8 encoded" in text:
+        return _NOT_UTF8
+    uneven = ("Expected Number of Columns", "quote", "detect the CSV parsing dialect")
+    return _UNEVEN if any(words in text for words in uneven) else _UNREADABLE
 
 
 def _column_of_ours(text: str, query: str) -> str:

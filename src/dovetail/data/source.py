@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import glob
+import gzip
+import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dovetail.data.engine import ROWS, Limits, Session, literal, quote, session
+from dovetail.data.engine import ROWS, Limits, Session, exactly, literal, quote, session
 from dovetail.errors import DataError
 
 _PARQUET, _CSV = (".parquet", ".pq"), (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _CSV_RULES = "header = true, skip = 0, comment = '', quote = '\"', escape = '\"'"
 """What is not left to DuckDB's guessing: left alone it may skip lines or quotes that puzzle it."""
+_SEPARATORS = ",;\t|"
+_LONGEST_HEADER = 2**20
 _FILES_TABLE = "files"
 
 
@@ -42,13 +47,14 @@ class Source:
         return cls(((_FILES_TABLE, path),), f"FROM {_FILES_TABLE}", as_text=True)
 
     @classmethod
-    def sql(cls, query: str, tables: Mapping[str, Path]) -> Source:
+    def sql(cls, query: str, tables: Mapping[str, Path], *, as_text: bool = False) -> Source:
         """The result of one SELECT over named tables.
 
         The types of CSV columns are found by reading the whole file, so that a late surprise is
-        a type error in the query and not a failure half-way.
+        a type error in the query and not a failure half-way. With ``as_text`` they all stay text,
+        and a key ``007`` does not become 7.
         """
-        return cls(tuple(tables.items()), query, as_text=False)
+        return cls(tuple(tables.items()), query, as_text)
 
     @contextmanager
     def open(self, limits: Limits) -> Iterator[Session]:
@@ -63,24 +69,36 @@ class Source:
 
 
 def run_query(
-    query: str, tables: Mapping[str, Path], limits: Limits | None = None
+    query: str,
+    tables: Mapping[str, Path],
+    limits: Limits | None = None,
+    *,
+    as_text: bool = False,
 ) -> list[tuple[Any, ...]]:
     """The rows of a small result; a large one belongs into :func:`materialise`.
+
+    ``as_text`` is that of :meth:`Source.sql`.
 
     Raises:
         DataError: as :meth:`Source.open`.
     """
-    with Source.sql(query, tables).open(limits or Limits()) as opened:
+    with Source.sql(query, tables, as_text=as_text).open(limits or Limits()) as opened:
         return opened.rows(f"FROM {quote(ROWS)}")
 
 
 def materialise(
-    query: str, tables: Mapping[str, Path], destination: Path, limits: Limits | None = None
+    query: str,
+    tables: Mapping[str, Path],
+    destination: Path,
+    limits: Limits | None = None,
+    *,
+    as_text: bool = False,
 ) -> None:
     """Write a query's result to a Parquet file that only its owner can read (mode 0600).
 
     The file appears under its name when it is complete, or not at all. Without a work folder of
-    its own the query spills beside ``destination``, whose folder must exist.
+    its own the query spills beside ``destination``, whose folder must exist. ``as_text`` is that
+    of :meth:`Source.sql`.
 
     Raises:
         DataError: as :meth:`Source.open`; or the destination cannot be written.
@@ -88,7 +106,7 @@ def materialise(
     limits = limits or Limits()
     limits = replace(limits, work_folder=limits.work_folder or destination.parent)
     partial = destination.absolute().with_name(f".{destination.name}.partial")
-    source = Source.sql(query, tables)
+    source = Source.sql(query, tables, as_text=as_text)
     try:
         partial.unlink(missing_ok=True)
         partial.touch(mode=0o600)
@@ -122,10 +140,12 @@ def _matching(path: Path) -> list[Path]:
     else:
         found = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207
     files = sorted(file.absolute() for file in found if file.is_file())
+    name = path.absolute().name
     if not files:
-        raise DataError(f"no file found at {path.name!r}: check the path")
+        raise DataError(f"no file found at {name!r}: check the path")
     if not (_all_end(files, _PARQUET) or _all_end(files, _CSV)):
-        raise DataError(f"{path.name!r} must hold Parquet files only, or CSV files only")
+        kinds = f"Parquet ({', '.join(_PARQUET)}) or CSV ({', '.join(_CSV)})"
+        raise DataError(f"{name!r} must be {kinds}; a folder or glob holds one kind only")
     for file in files:
         _require_readable(file)
     return files
@@ -146,13 +166,50 @@ def _require_readable(file: Path) -> None:
 
 
 def _reader(files: list[Path], as_text: bool) -> str:
-    paths = "[" + ", ".join(literal(str(file)) for file in files) + "]"
+    paths = "[" + ", ".join(literal(exactly(file)) for file in files) + "]"
     if _all_end(files, _PARQUET):
         options = "union_by_name = true, hive_partitioning = false"
         return f"SELECT * FROM read_parquet({paths}, {options})"  # noqa: S608 - quoted above
     types = "all_varchar = true" if as_text else "sample_size = -1"
-    options = f"{_CSV_RULES}, union_by_name = true, hive_partitioning = false, {types}"
+    rules = f"{_CSV_RULES}, delim = {literal(_separator(files))}"
+    options = f"{rules}, union_by_name = true, hive_partitioning = false, {types}"
     return f"SELECT * FROM read_csv({paths}, {options})"  # noqa: S608 - quoted above
+
+
+def _separator(files: list[Path]) -> str:
+    """What stands between the columns of these CSV files, by their headers."""
+    found = {_separator_in_header(file) for file in files}
+    if len(found) > 1:
+        raise DataError("the CSV files differ in what separates their columns; write them alike")
+    return found.pop()
+
+
+def _separator_in_header(file: Path) -> str:
+    """The separator that divides the header best; a header that cannot be right is refused."""
+    header = _header(file)
+    rows = [header.split(separator) for separator in _SEPARATORS]
+    with suppress(csv.Error):  # a field beyond csv's limit
+        rows = [next(csv.reader([header], delimiter=separator)) for separator in _SEPARATORS]
+    widest = max(rows, key=len)
+    names = [name.strip().lower() for name in widest if name.strip()]
+    if len(set(names)) < len(names):
+        raise DataError(
+            f"file {file.name!r}: its first row must name the columns, each once; "
+            "add a header or rename what stands there twice"
+        )
+    return _SEPARATORS[rows.index(widest)]
+
+
+def _header(file: Path) -> str:
+    opened = gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb")
+    try:
+        with opened:
+            line = opened.readline(_LONGEST_HEADER)
+        return line.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise DataError(f"file {file.name!r} is not UTF-8 text: save it as CSV in UTF-8") from None
+    except (OSError, EOFError, zlib.error):
+        raise DataError(f"file {file.name!r} is truncated or damaged; write it anew") from None
 
 
 def _all_end(files: list[Path], endings: tuple[str, ...]) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +94,12 @@ def declared_customers(terms: Terms, partner: str) -> int:
 
 def _parsed(record: Record) -> Request:
     try:
-        return requests.from_record(record)
+        return _read(json.dumps(record))
     except SettingError as error:
         raise RemoteProtocolError(str(error)) from None
+
+
+@lru_cache(maxsize=16)
+def _read(text: str) -> Request:
+    """The request in a text; every round of a job brings the same one, to be read once."""
+    return requests.from_record(json.loads(text))

@@ -8,17 +8,19 @@ nodes, it names a folder of them, in ascending order of their names.
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dovetail.errors import SettingError
+from dovetail.errors import DovetailError, SettingError
 from dovetail.flower.actions import node_app
 from dovetail.node.app import Node
 from dovetail.node.settings import load_settings, start
 
 VARIABLE = "DOVETAIL_NODE"
+_logger = logging.getLogger(__name__)
 
 
 def _node_of(context: Any) -> Node:
@@ -33,7 +35,11 @@ def _node_of(context: Any) -> Node:
 
 @cache
 def _started(path: Path) -> Node:
-    return start(load_settings(path))
+    try:
+        return start(load_settings(path))
+    except DovetailError:
+        _logger.exception("the node cannot start")
+        raise SettingError("the node cannot start; its own log says why") from None
 
 
 app = node_app(_node_of)

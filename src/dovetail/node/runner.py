@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +52,7 @@ class Runner:
         nothing else that depends on a row.
         """
         task = request.task
-        selected = self.schema.select(task.features)
+        selected = _selected(self.schema, task.features)
         return train_round(
             arrays,
             self._columns(selected),
@@ -66,6 +67,11 @@ class Runner:
         if selected == self.schema:
             return self.customers
         return _Columns(self.customers, self.schema, selected)
+
+
+@lru_cache(maxsize=64)
+def _selected(schema: Schema, features: tuple[str, ...]) -> Schema:
+    return schema.select(features)
 
 
 class _Columns:

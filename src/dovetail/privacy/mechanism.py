@@ -7,8 +7,16 @@ the noise's standard deviation, which depends on the event only. Rounding after 
 post-processing: it costs no sensitivity, adds at most 0.033 % to the variance, and makes the
 outputs multiples of the same number for every input.
 
-What is left (severity low): the noise that is rounded is itself float32, so that the probability
-of a grid point is off by a relative 2⁻¹⁷ or so (estimated from the rounding, not proven).
+What is left:
+
+- *Granularity* (low): the noise that is rounded is itself float32, so that the probability of a
+  grid point is off by a relative 2⁻¹⁷ or so (estimated from the rounding, not proven).
+- *Rounding of the sum itself* (low for samples up to 10⁵ customers, high beyond 10⁶): the sum is
+  float32, and one customer more or less changes how all others are added up: Casacuberta et al.
+  (2022), "Widespread underestimation of sensitivity in differentially private libraries and how to
+  fix it". With all gradients in one direction, the worst that was tried, leaving one customer out
+  moved the sum by 1.00 clip norms among 10⁵, 1.02 among 10⁶ and 4 among 10⁷ sampled customers.
+
 ``tests/privacy/test_mechanism.py`` keeps the grid; ``benchmarks/noise.py`` prints its price.
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -37,9 +37,9 @@ class Provenance:
 class Release:
     """A value that may be read, and what it cost. Made by :func:`release` only.
 
-    A value without its cost must not reach a reader by accident: whoever builds one directly is
-    stopped. That is a guard rail for honest code, not a defence against hostile code in the same
-    process.
+    A value without its cost must not reach a reader by accident: whoever builds one directly, or
+    another out of one (``dataclasses.replace``), is stopped. That is a guard rail for honest code,
+    not a defence against hostile code in the same process.
 
     Attributes:
         value: read-only arrays by name.
@@ -59,10 +59,10 @@ class Release:
     joint_epsilon: float
     provenance: Provenance
     error_bars: Arrays | None = None
-    _made_here: object = field(default=None, repr=False, compare=False)
+    made_here: InitVar[object] = None
 
-    def __post_init__(self) -> None:
-        if self._made_here is not _KEY:
+    def __post_init__(self, made_here: object) -> None:
+        if made_here is not _KEY:
             raise PrivacyError("a release is made by dovetail.privacy.release.release only")
 
     def to_record(self) -> dict[str, object]:
@@ -130,7 +130,7 @@ def release(
         joint_epsilon=joint,
         provenance=provenance,
         error_bars=None if error_bars is None else _frozen(error_bars),
-        _made_here=_KEY,
+        made_here=_KEY,
     )
 
 

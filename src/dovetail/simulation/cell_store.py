@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -106,27 +106,59 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"folder {folder.name!r} cannot be made: {_reason(error)}") from None
+        name = str(folder)
+        raise DataError(f"folder {name!r} cannot be made: {_why(error)}") from None
 
 
 @contextmanager
 def only_run(folder: Path) -> Iterator[None]:
-    """Holds a folder for one run at a time; the kernel lets go of it however the run ends.
+    """Makes a folder and holds it for one run at a time; however a run ends, the kernel lets go.
+
+    Of a run that fails before anything is finished, nothing is left that was not there.
 
     Raises:
+        DataError: the folder cannot be made or written.
         SettingError: another process is running a study there.
     """
-    with (folder / ".lock").open("w") as lock:
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    make_folder(folder)
+    path = folder / ".lock"
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context(path.open("w"))
+        except OSError as error:
+            raise DataError(f"folder {str(folder)!r} cannot be written: {_why(error)}") from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = path.samefile(f"/dev/fd/{lock.fileno()}")
         except OSError:
+            held = False
+        if not held:  # also where the run that held it has just removed it
             raise SettingError(
-                f"another run is writing to {folder.name!r}: wait for it, or choose another folder"
-            ) from None
-        yield
+                f"another run is writing to {str(folder)!r}: wait for it, or choose another folder"
+            )
+        try:
+            yield
+        except BaseException:
+            _remove_empty(folder, new)
+            raise
+
+
+def _remove_empty(folder: Path, new: list[Path]) -> None:
+    with suppress(OSError):  # not empty: something is finished
+        (folder / "runs").rmdir()
+    if {path.name for path in folder.iterdir()} == {".lock"}:
+        with suppress(OSError):
+            (folder / ".lock").unlink()
+            for path in new:
+                path.rmdir()
 
 
 def _reason(error: OSError) -> str:
+    return f"{_why(error)}; what was finished is kept"
+
+
+def _why(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return "the disk is full; free some space and run again, what was finished is kept"
-    return f"{(error.strerror or 'input/output error').lower()}; what was finished is kept"
+        return "the disk is full; free some space and run again"
+    return (error.strerror or "input/output error").lower()

@@ -59,6 +59,13 @@ PARTNERS: Mapping[str, tuple[str, ...]] = {
 }
 """Values of :data:`PARTNER_COLUMN` of each partner."""
 
+ROLES: Mapping[str, str] = {
+    "retailer": "grocery retailer",
+    "platform": "advertising platform",
+    "brand": "brand manufacturer",
+}
+"""What each partner plays, for people; imaginary, since all households are one grocer's."""
+
 FIRST_DAY = date(2017, 1, 1)
 """First day of the purchases."""
 LAST_DAY = date(2017, 12, 31)

@@ -15,15 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from dovetail.data.engine import literal, quote
-from dovetail.data.source import materialise, run_query
+from dovetail.data.engine import ROWS, Limits, literal, quote
+from dovetail.data.source import Source, materialise, run_query
 from dovetail.errors import SettingError
+from dovetail.schema import did_you_mean
 
 Assignment = Mapping[str, str]
 """The partner of each customer, by the customer's key as text."""
 
 _TABLE = "rows_to_share"
 _HOLD_OUT, _DEAL = b"", b"deal"
+MOST_PARTNERS = 100
+"""Most partners that are named after a column's values; more than that is no column of owners."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def customers(table: Path, key: str) -> tuple[str, ...]:
         DataError: the file cannot be read or has no such column.
     """
     query = f"SELECT DISTINCT {_text(key)} AS k FROM {_TABLE} WHERE k IS NOT NULL ORDER BY k"  # noqa: S608 - quoted
-    return tuple(found for (found,) in run_query(query, {_TABLE: table}))
+    return tuple(found for (found,) in run_query(query, {_TABLE: table}, as_text=True))
 
 
 def by_column(
@@ -70,17 +73,30 @@ def by_column(
         The partner of each customer.
 
     Raises:
-        SettingError: a customer has several values or none, a value is claimed by no partner or
-            by two, or a partner gets no customer.
+        SettingError: the column is the key or has too many values to name partners after, a
+            customer has several values or none, a value is claimed by no partner or by two, or a
+            partner gets no customer.
         DataError: the file cannot be read or lacks a column.
     """
+    _require_column(table, key, column)
+    if column.lower() == key.lower():
+        raise SettingError(f"column {column!r} is the key: name the column that says whose each is")
     query = f"SELECT DISTINCT {_text(key)}, {_text(column)} FROM {_TABLE} ORDER BY ALL"  # noqa: S608 - quoted
-    pairs = [pair for pair in run_query(query, {_TABLE: table}) if pair[0] is not None]
+    rows = run_query(query, {_TABLE: table}, as_text=True)
+    pairs = [pair for pair in rows if pair[0] is not None]
     values = dict(pairs)
+    if None in {value for _, value in pairs}:
+        raise SettingError(f"column {column!r} is NULL for some customers: fill it in")
     if len(values) < len(pairs):
-        raise SettingError(f"column {column!r} has several values for one customer")
-    if None in values.values():
-        raise SettingError(f"column {column!r} is NULL for some customers")
+        raise SettingError(
+            f"column {column!r} has several values for one customer; it must say for each customer "
+            "whose it is, the same in all its rows"
+        )
+    if partners is None and len({*values.values()}) > MOST_PARTNERS:
+        raise SettingError(
+            f"column {column!r} has more than {MOST_PARTNERS} values: name the partners and the "
+            "values that are theirs"
+        )
     claimed = partners if partners is not None else {v: (v,) for v in sorted({*values.values()})}
     owner = _owners(claimed)
     if not set(values.values()) <= set(owner):
@@ -144,9 +160,10 @@ def positives(table: Path, key: str, label: str) -> dict[str, bool]:
     Raises:
         DataError: the file cannot be read or lacks a column.
     """
-    is_one = f"coalesce(max(CAST({quote(label)} AS DOUBLE)), 0) > 0"
+    flag = f"TRY_CAST(TRY_CAST({quote(label)} AS BOOLEAN) AS DOUBLE)"
+    is_one = f"coalesce(max(coalesce(TRY_CAST({quote(label)} AS DOUBLE), {flag})), 0) > 0"
     query = f"SELECT {_text(key)} AS k, {is_one} FROM {_TABLE} WHERE k IS NOT NULL GROUP BY k"  # noqa: S608 - quoted
-    return dict(run_query(query, {_TABLE: table}))
+    return dict(run_query(query, {_TABLE: table}, as_text=True))
 
 
 def held_out(keys: Iterable[str], share: float, seed: int) -> frozenset[str]:
@@ -194,12 +211,15 @@ def write(
             tested = sum(customer in test for customer in mine)
             if not 0 < tested < len(mine):
                 missing = "to test on" if tested == 0 else "to train"
-                raise SettingError(f"partner {name!r} has no customers {missing}")
+                raise SettingError(
+                    f"partner {name!r} has no customers {missing}: give it more, or change "
+                    "[evaluation] test_share"
+                )
             train_file = folder / f"partner-{number}-train.parquet"
             test_file = folder / f"partner-{number}-test.parquet"
             for path, is_test in ((train_file, False), (test_file, True)):
                 tables = {_TABLE: table, "places": places}
-                materialise(_rows_of(name, key, is_test=is_test), tables, path)
+                materialise(_rows_of(name, key, is_test=is_test), tables, path, as_text=True)
             written[name] = PartnerFiles(train_file, test_file, len(mine) - tested, tested)
     return written
 
@@ -239,6 +259,16 @@ def _position(customer: str, seed: int, purpose: bytes) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
+def _require_column(table: Path, key: str, column: str) -> None:
+    with Source.files(table).open(Limits()) as opened:
+        names = list(opened.columns(ROWS))
+    found = [name.lower() for name in names]
+    if column.lower() not in found:
+        # Without the key among them the names may be values: a CSV that lacks its header.
+        hint = did_you_mean(column, names) if key.lower() in found else ""
+        raise SettingError(f"there is no column {column!r} in the data{hint}")
+
+
 def _owners(claimed: Mapping[str, Sequence[str]]) -> dict[str, str]:
     owner: dict[str, str] = {}
     for partner, values in claimed.items():
@@ -252,7 +282,10 @@ def _checked(assignment: dict[str, str], partners: Iterable[str]) -> dict[str, s
     order = {partner: position for position, partner in enumerate(partners)}
     for partner in order:
         if partner not in assignment.values():
-            raise SettingError(f"partner {partner!r} would have no customers")
+            raise SettingError(
+                f"partner {partner!r} would have no customers: check its values, or for kind 'size' "
+                "name fewer partners, a larger skew or another seed"
+            )
     return dict(sorted(assignment.items(), key=lambda item: (order[item[1]], item[0])))
 
 

@@ -1,7 +1,8 @@
 """Charts of what a study measured, as figures that stand in a page or a notebook.
 
 Every title states what the chart shows, in numbers of this study. Whiskers are standard errors over
-seeds, but for calibration. Figures are made without ``pyplot`` and its global state. Colours are
+seeds and held-out customers together; the learning curve's band is over seeds alone, calibration's
+whiskers over customers alone. Figures are made without ``pyplot`` and its global state. Colours are
 those of Okabe and Ito (2008), "Color universal design", told apart by the colour-blind; markers and
 dashes repeat the difference.
 """
@@ -12,7 +13,7 @@ import io
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -27,6 +28,7 @@ from matplotlib.ticker import (
 )
 
 from dovetail.simulation import findings
+from dovetail.simulation.findings import Evidence
 from dovetail.simulation.results import Comparison, Estimate, Measurement, Predictions
 
 INK = "#1b1d21"
@@ -68,32 +70,27 @@ _STYLE: Any = {
 
 
 @mpl.rc_context(_STYLE)
-def privacy_utility(
-    measurements: Sequence[Measurement], test_customers: Mapping[str, int], headline: float
-) -> Figure:
+def privacy_utility(evidence: Evidence, headline: float) -> Figure:
     """AUC against ε for every comparison; the ceiling without privacy as a dashed line.
 
     Args:
-        measurements: of the study.
-        test_customers: how many customers of each partner were held out.
+        evidence: of the study.
         headline: the ε of which the title speaks.
     """
-    epsilons = sorted({m.epsilon for m in measurements if m.epsilon is not None})
+    epsilons = sorted({m.epsilon for m in evidence.measurements if m.epsilon is not None})
     axes = _axes("ε of the whole job (log scale; smaller protects more)", _OWN_AUC)
-    names: tuple[Comparison, ...] = ("alone", "pooled_dp", "joint")
+    names: dict[Comparison, float] = {"alone": 0.95, "pooled_dp": 1.0, "joint": 1.05}
     ends: dict[Comparison, float] = {}
     spoken: dict[Comparison, float] = {}
-    for comparison in names:
-        found = [
-            findings.mean_own_auc(measurements, test_customers, comparison, e) for e in epsilons
-        ]
+    for comparison, beside in names.items():
+        found = [findings.mean_own_auc(evidence, comparison, e) for e in epsilons]
         points = {e: p for e, p in zip(epsilons, found, strict=True) if p is not None}
         if points:
-            _line(axes, comparison, list(points), list(points.values()))
+            _line(axes, comparison, [e * beside for e in points], list(points.values()))
             ends[comparison] = points[max(points)].mean
         if headline in points:
             spoken[comparison] = points[headline].mean
-    ceiling = findings.mean_own_auc(measurements, test_customers, "pooled", None)
+    ceiling = findings.mean_own_auc(evidence, "pooled", None)
     if ceiling is not None:
         axes.axhline(ceiling.mean, color=INK, linestyle="--", linewidth=1.2)
         ends["pooled"] = ceiling.mean
@@ -153,20 +150,19 @@ def calibration(predictions: Sequence[Predictions], epsilon: float) -> Figure:
 
 
 @mpl.rc_context(_STYLE)
-def lift(predictions: Sequence[Predictions], partners: Sequence[str], epsilon: float) -> Figure:
+def lift(evidence: Evidence, epsilon: float) -> Figure:
     """How many times the average each tenth responds: by joint model, own model, at random.
 
     Args:
-        predictions: of the study.
-        partners: their names in the study's order.
+        evidence: of the study.
         epsilon: of the models.
     """
-    axes = _axes("tenth of each partner's customers, best-scored first", "response (× average)")
+    axes = _axes("tenth of each partner's rows, best-scored first", "response (× average)")
     tenths = np.arange(1, findings.TENTHS + 1)
     best: dict[Comparison, float] = {}
     pairs: tuple[tuple[Comparison, float], ...] = (("alone", 0.09), ("joint", -0.09))
     for comparison, offset in pairs:
-        found = findings.lift(predictions, partners, comparison, epsilon)
+        found = findings.lift(evidence, comparison, epsilon)
         if found is not None:
             _line(axes, comparison, (tenths + offset).tolist(), found, label=LABELS[comparison])
             best[comparison] = found[0].mean
@@ -178,16 +174,15 @@ def lift(predictions: Sequence[Predictions], partners: Sequence[str], epsilon: f
 
 
 @mpl.rc_context(_STYLE)
-def gain(measurements: Sequence[Measurement], partners: Sequence[str], epsilon: float) -> Figure:
+def gain(evidence: Evidence, epsilon: float) -> Figure:
     """What each partner gains in AUC on its own held-out customers by training jointly.
 
     Args:
-        measurements: of the study.
-        partners: their names, top first.
+        evidence: of the study.
         epsilon: of the jobs compared.
     """
     axes = _axes("AUC of the joint model less AUC alone, own customers", "")
-    pairs = [(name, findings.gain(measurements, name, epsilon)) for name in partners]
+    pairs = [(name, findings.gain(evidence, name, epsilon)) for name in evidence.held_out]
     found = [(name, point) for name, point in pairs if point is not None]
     at = np.arange(len(found))[::-1]
     means = np.array([point.mean for _, point in found])
@@ -198,14 +193,26 @@ def gain(measurements: Sequence[Measurement], partners: Sequence[str], epsilon: 
     axes.set_yticks(at, [name for name, _ in found])
     axes.set_ylabel("partner")
     axes.grid(visible=False, axis="y")
-    clear = int(np.sum(means > 2 * errors))
-    finding = f"{clear} of {len(found)} partners gain more than two standard errors"
-    return _titled(axes, finding if found else "No gain was measured")
+    return _titled(axes, _gain_finding([point.clear for _, point in found]))
 
 
 def title(figure: Figure) -> str:
     """The finding that stands over the figure."""
     return " ".join(figure.get_suptitle().split())
+
+
+def file(figure: Figure, kind: Literal["svg", "png"]) -> bytes:
+    """The figure as a file that stands by itself; the same figure gives the same bytes.
+
+    Args:
+        figure: made here.
+        kind: of the file.
+    """
+    buffer = io.BytesIO()
+    dateless = {"Date": None} if kind == "svg" else None
+    with mpl.rc_context(_STYLE):
+        figure.savefig(buffer, format=kind, dpi=200, bbox_inches="tight", metadata=dateless)
+    return buffer.getvalue()
 
 
 def svg(figure: Figure, name: str) -> str:
@@ -306,6 +313,13 @@ def _utility_finding(means: Mapping[Comparison, float], epsilon: float) -> str:
         return f"No joint model was measured at ε = {epsilon:g}"
     alone = f"; alone {means['alone']:.3f}" if "alone" in means else ""
     return f"At ε = {epsilon:g} the joint model reaches AUC {means['joint']:.3f}{alone}"
+
+
+def _gain_finding(clear: Sequence[int]) -> str:
+    if not clear:
+        return "No gain was measured"
+    gains, losses = clear.count(1), clear.count(-1)
+    return f"Beyond two standard errors, {gains} of {len(clear)} partners gain and {losses} lose"
 
 
 def _round_finding(rounds: Sequence[float], means: Sequence[float], epsilon: float) -> str:

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from dovetail.errors import DovetailError, SettingError
+from dovetail.errors import DovetailError, TransportError
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -69,7 +69,7 @@ class Pool(Generic[_Item, _Result]):
 
         Raises:
             DovetailError: what a worker raised.
-            SettingError: a worker died; probably the machine ran out of memory.
+            TransportError: a worker died; probably the machine ran out of memory.
             RuntimeError: a worker raised something that is not Dovetail's; its traceback.
         """
         todo = iter(items)
@@ -139,7 +139,7 @@ def _receive(connection: Connection) -> Any:
     try:
         fine, answer = connection.recv()
     except (EOFError, ConnectionResetError):
-        raise SettingError(
+        raise TransportError(
             "a worker process died, perhaps for lack of memory; what was finished is kept: "
             "run again with fewer workers"
         ) from None

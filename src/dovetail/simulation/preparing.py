@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import date
 from hashlib import sha256
 from pathlib import Path
 
-from dovetail.agreement.record import require
 from dovetail.agreement.terms import Partner, rounded
+from dovetail.data.check import check
 from dovetail.data.customers import prepare
+from dovetail.data.engine import Limits
 from dovetail.data.source import Source
-from dovetail.errors import SchemaError, SettingError
+from dovetail.errors import DataError, SchemaError, SettingError
 from dovetail.schema import Schema, load_schema
 from dovetail.simulation import complete_journey, datasets, hillstrom, partition
 from dovetail.simulation.cell_store import make_folder
@@ -31,6 +33,7 @@ class Origin:
         features: the columns to train on unless the study says otherwise.
         column: the column that tells partners apart, where there is a natural one.
         partners: the values of that column that are each partner's.
+        roles: what a partner is, for people, where its name does not say it.
         held_out: customers that the data set itself marks to be tested on.
         first_day: of the data.
         last_day: of the data.
@@ -43,6 +46,7 @@ class Origin:
     last_day: date
     column: str | None = None
     partners: Mapping[str, tuple[str, ...]] | None = None
+    roles: Mapping[str, str] = field(default_factory=dict)
     held_out: frozenset[str] | None = None
 
 
@@ -58,6 +62,7 @@ def prepare_ground(study: Study, folder: Path) -> Recipe:
     """
     origin = _origin(study.data, folder)
     schema = _selected(origin, study.training.features)
+    _require_fit(study, origin, schema, folder)
     rows = []
     for number, (name, files) in enumerate(_shared_out(study, origin, folder).items()):
         rows.append(_prepared(name, files, origin, schema, folder / f"{number}"))
@@ -69,23 +74,20 @@ def _prepared(
 ) -> PartnerRows:
     make_folder(folder)
     secret = sha256(b"dovetail study, rows kept of a customer").digest()
-    try:
-        for part, table in (("training", files.train), ("held out", files.test)):
-            prepare(Source.files(table), schema, folder / part, secret)
-    except SchemaError as error:
-        raise SchemaError(f"partner {name!r}: {error}") from None
+    with _naming(f"partner {name!r}, training customers"):
+        prepare(Source.files(files.train), schema, folder / "training", secret)
+    with _naming(f"partner {name!r}, held-out customers ([evaluation] test_share, seed)"):
+        prepare(Source.files(files.test), schema, folder / "held out", secret)
     declared = rounded(files.train_customers)
-    partner = Partner(name, name, declared, origin.first_day, origin.last_day)
+    role = origin.roles.get(name, name)
+    partner = Partner(name, role, declared, origin.first_day, origin.last_day)
     return PartnerRows(partner, folder / "training", folder / "held out")
 
 
 def _shared_out(study: Study, origin: Origin, folder: Path) -> Mapping[str, PartnerFiles]:
     key, split = origin.schema.key, study.evaluation
     if origin.table is None:
-        return {
-            name: _own_file(name, Path(file), key, study, folder / f"files-{number}")
-            for number, (name, (file,)) in enumerate(study.partition.partners)
-        }
+        return _own_files(study, key, folder)
     assignment = _assignment(study, origin, origin.table)
     test = origin.held_out
     if test is None or split.test_share is not None:
@@ -93,14 +95,59 @@ def _shared_out(study: Study, origin: Origin, folder: Path) -> Mapping[str, Part
     return partition.write(origin.table, key, assignment, test, folder)
 
 
-def _own_file(name: str, file: Path, key: str, study: Study, folder: Path) -> PartnerFiles:
-    make_folder(folder)
-    split = study.evaluation
-    assignment = dict.fromkeys(partition.customers(file, key), name)
-    share = split.test_share or DEFAULT_TEST_SHARE
-    test = partition.held_out(assignment, share, split.seed)
-    require(bool(assignment), f"partner {name!r} has no customers")
-    return partition.write(file, key, assignment, test, folder)[name]
+def _require_fit(study: Study, origin: Origin, schema: Schema, folder: Path) -> None:
+    """Holds the researcher's own files against the schema before a row of them is shared out."""
+    if study.data.dataset != "own":
+        return
+    limits = Limits(work_folder=folder)
+    if origin.table is not None:
+        with _naming(f"[data] file {str(origin.table)!r}"):
+            check(Source.files(origin.table), schema, limits).raise_if_bad()
+    for name, file in _files(study) if origin.table is None else ():
+        with _naming(f"partner {name!r}, {str(file)!r}"):
+            check(Source.files(file), schema, limits).raise_if_bad()
+
+
+def _files(study: Study) -> list[tuple[str, Path]]:
+    return [(name, Path(file)) for name, (file,) in study.partition.partners]
+
+
+def _own_files(study: Study, key: str, folder: Path) -> Mapping[str, PartnerFiles]:
+    split, written = study.evaluation, {}
+    keys = {name: partition.customers(file, key) for name, file in _files(study)}
+    if not study.privacy.customers_overlap:
+        _require_apart(keys)
+    for number, (name, file) in enumerate(_files(study)):
+        mine = folder / f"files-{number}"
+        make_folder(mine)
+        assignment = dict.fromkeys(keys[name], name)
+        share = split.test_share or DEFAULT_TEST_SHARE
+        test = partition.held_out(assignment, share, split.seed)
+        written |= partition.write(file, key, assignment, test, mine)
+    return written
+
+
+def _require_apart(keys: Mapping[str, tuple[str, ...]]) -> None:
+    owner: dict[str, str] = {}
+    for name, mine in keys.items():
+        for key in mine:
+            if (other := owner.setdefault(key, name)) != name:
+                raise SettingError(
+                    f"[privacy]: partners {other!r} and {name!r} have customers of the same key: "
+                    "if they are the same people, set customers_overlap = true; if not, write "
+                    "their keys differently"
+                )
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Says in an error about a table whose it is."""
+    try:
+        yield
+    except SchemaError as error:
+        raise SchemaError(f"{where}: {error}") from None
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
 
 
 def _assignment(study: Study, origin: Origin, table: Path) -> dict[str, str]:
@@ -116,7 +163,10 @@ def _assignment(study: Study, origin: Origin, table: Path) -> dict[str, str]:
             "or kind = 'size' share customers out at random"
         )
     natural = origin.partners if column == origin.column else None
-    return partition.by_column(table, key, column, dict(asked.partners) or natural)
+    try:
+        return partition.by_column(table, key, column, dict(asked.partners) or natural)
+    except (SettingError, DataError) as error:
+        raise SettingError(f"[partition]: {error}") from None
 
 
 def _selected(origin: Origin, features: tuple[str, ...]) -> Schema:
@@ -130,22 +180,24 @@ def _origin(data: StudyData, folder: Path) -> Origin:
     """The study's data, written below ``folder`` where it must be built first."""
     table = folder / "table.parquet"
     if data.dataset == "complete_journey":
-        return _complete_journey(table)
+        return _complete_journey(data, table)
     if data.dataset == "hillstrom":
         return _hillstrom(data, table)
     return _synthetic(data, table) if data.dataset == "synthetic" else _own(data)
 
 
-def _complete_journey(table: Path) -> Origin:
-    complete_journey.build(table)
+def _complete_journey(data: StudyData, table: Path) -> Origin:
+    if data.file is None:
+        complete_journey.build(table)
     return Origin(
         schema=complete_journey.schema(),
-        table=table,
+        table=data.file or table,
         features=complete_journey.features(),
         first_day=complete_journey.FIRST_DAY,
         last_day=complete_journey.LAST_DAY,
         column=complete_journey.PARTNER_COLUMN,
         partners=complete_journey.PARTNERS,
+        roles=complete_journey.ROLES,
     )
 
 
@@ -180,7 +232,10 @@ def _own(data: StudyData) -> Origin:
     assert data.schema is not None  # noqa: S101 - StudyData checked it
     assert data.first_day is not None  # noqa: S101 - likewise
     assert data.last_day is not None  # noqa: S101 - likewise
-    schema = load_schema(data.schema)
+    try:
+        schema = load_schema(data.schema)
+    except SchemaError as error:
+        raise SettingError(str(error)) from None
     return Origin(schema, data.file, _columns(schema), data.first_day, data.last_day)
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from dovetail.agreement import request as requests
 from dovetail.agreement import terms as agreed
@@ -28,13 +27,14 @@ from dovetail.privacy.event import Spending
 from dovetail.schema import Category, Column, Date
 from dovetail.simulation import findings, plots
 from dovetail.simulation.cell_store import write_whole
-from dovetail.simulation.results import ALL
+from dovetail.simulation.results import ALL, Estimate
 from dovetail.simulation.study_result import StudyResult, shown
 from dovetail.store.model import ModelCard
 
 FALSE_POSITIVE_RATES = (0.01, 0.05)
 _DELTAS = (1e-3, 1e-2, 3e-2, 0.1, 0.2)
 _ROUNDS = ("begin", "commit")
+_NAMED = 6  # partners that a headline can name one by one
 
 
 @dataclass(frozen=True)
@@ -165,22 +165,21 @@ def ledger_lines(entries: Sequence[Entry], budget: Budget) -> list[LedgerLine]:
     return lines
 
 
-def write_report(result: StudyResult, job: HeadlineJob, path: Path, about_data: str = "") -> None:
+def write_report(result: StudyResult, job: HeadlineJob, path: Path) -> None:
     """Write the page.
 
     Args:
         result: of the study.
         job: the headline job.
         path: the HTML file, which appears when it is complete.
-        about_data: sentences on where the data comes from.
 
     Raises:
         DataError: the file cannot be written; nothing half is left.
     """
-    write_whole(path, page(result, job, about_data).encode())
+    write_whole(path, page(result, job).encode())
 
 
-def page(result: StudyResult, job: HeadlineJob, about_data: str = "") -> str:
+def page(result: StudyResult, job: HeadlineJob) -> str:
     """The page as HTML text; every name in it is escaped."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -193,7 +192,7 @@ def page(result: StudyResult, job: HeadlineJob, about_data: str = "") -> str:
     return template.render(
         study=result.study,
         partners=result.partners,
-        headline=headline(result, job.epsilon),
+        headline=headline(result, job.epsilon).replace(" ± ", "\u00a0±\u00a0"),
         rows=[row for row in result.table().rows if row.epsilon == job.epsilon],
         all_rows=result.table().rows,
         everyone=ALL,
@@ -209,23 +208,35 @@ def page(result: StudyResult, job: HeadlineJob, about_data: str = "") -> str:
         ledgers={name: ledger_lines(e, card.terms.budget) for name, e in job.ledgers.items()},
         request_digest=requests.digest(card.request),
         terms_digest=agreed.digest(card.terms),
-        about_data=about_data,
+        covered=result.covered,
     )
 
 
 def headline(result: StudyResult, epsilon: float) -> str:
-    """The study's finding in one sentence."""
-    customers, found = result.held_out_customers, result.measurements
-    joint = findings.mean_own_auc(found, customers, "joint", epsilon)
-    alone = findings.mean_own_auc(found, customers, "alone", epsilon)
-    gain = findings.mean_gain(found, customers, epsilon)
-    if joint is None or alone is None or gain is None:
-        return f"{len(customers)} partners trained one model together under ε = {epsilon:g}."
+    """The study's finding in two sentences: who gains, who loses, and where nothing shows."""
+    evidence, names = result.evidence, result.held_out_customers
+    gains = {name: findings.gain(evidence, name, epsilon) for name in names}
+    found = {name: gain for name, gain in gains.items() if gain is not None}
+    mean = findings.mean_gain(evidence, epsilon)
+    if mean is None or not found:
+        return f"{len(names)} partners trained one model together under ε = {epsilon:g}."
+    unseen = f"no difference that these {result.schema.unit}s could show for "
+    verdicts = ((1, "test AUC rises for "), (-1, "test AUC falls for "), (0, unseen))
+    told = [
+        said + _listed([name for name in found if found[name].clear == clear], found)
+        for clear, said in verdicts
+        if any(gain.clear == clear for gain in found.values())
+    ]
     return (
-        f"Under ε = {epsilon:g}, {len(customers)} partners together reach a test AUC of "
-        f"{shown(joint)} on their own customers; each alone, under the same ε, {shown(alone)}: "
-        f"a mean gain of {shown(gain, '+')}."
+        f"Training together rather than alone, under ε = {epsilon:g}: {'; '.join(told)}. "
+        f"Mean over partners: {shown(mean, '+')}."
     )
+
+
+def _listed(names: Sequence[str], gains: Mapping[str, Estimate]) -> str:
+    if len(gains) > _NAMED:
+        return f"{len(names)} of {len(gains)} partners"
+    return ", ".join(f"{name} ({shown(gains[name], '+')})" for name in names)
 
 
 def _attacks(result: StudyResult, job: HeadlineJob) -> list[Attack]:
@@ -241,41 +252,44 @@ def _attacks(result: StudyResult, job: HeadlineJob) -> list[Attack]:
 
 
 def _charts(result: StudyResult, epsilon: float) -> list[dict[str, str | Markup]]:
-    customers, found = result.held_out_customers, result.measurements
-    names = list(customers)
-    figures: list[tuple[str, Figure, str]] = [
-        ("utility", plots.privacy_utility(found, customers, epsilon), _UTILITY),
-        ("gain", plots.gain(found, names, epsilon), _GAIN),
-        ("lift", plots.lift(result.predictions, names, epsilon), _LIFT),
-        ("calibration", plots.calibration(result.predictions, epsilon), _CALIBRATION),
-        ("learning", plots.learning_curve(found, epsilon), _LEARNING),
-    ]
+    evidence = result.evidence
+    figures = {
+        "utility": plots.privacy_utility(evidence, epsilon),
+        "gain": plots.gain(evidence, epsilon),
+        "lift": plots.lift(evidence, epsilon),
+        "calibration": plots.calibration(result.predictions, epsilon),
+        "learning": plots.learning_curve(result.measurements, epsilon),
+    }
+    explanations = _explanations(result)
     return [
         {
             "name": name,
             "finding": plots.title(figure),
-            "explanation": explanation,
+            "explanation": explanations[name],
             "svg": Markup(plots.svg(figure, name)),  # noqa: S704 - ours, and escaped by matplotlib
         }
-        for name, figure, explanation in figures
+        for name, figure in figures.items()
     ]
 
 
-_SEEDS = "Whiskers: ± one standard error over seeds."
-_UTILITY = (
-    "AUC against ε: each partner alone, the joint model, one imaginary company with all rows under "
-    f"the same ε, and the same company without privacy. Mean over partners. {_SEEDS}"
-)
-_GAIN = f"AUC of the joint model less AUC of the partner's own, paired by seed. {_SEEDS}"
-_LIFT = (
-    "How many times the average response each tenth of a partner's customers shows, when ranked by "
-    f"the joint model and by its own. {_SEEDS}"
-)
-_CALIBRATION = (
-    "Predicted probability against the share that responded, in tenths of the scored rows; a "
-    "perfect model lies on the dashed line. Whiskers: ± one standard error of the share."
-)
-_LEARNING = "AUC over all held-out customers after each round. Bands: ± one standard error."
+def _explanations(result: StudyResult) -> dict[str, str]:
+    whiskers = f"Whiskers: ± one standard error over {result.covered}."
+    return {
+        "utility": "AUC against ε: each partner alone, the joint model, one imaginary company with "
+        "all rows under the same ε, and the same company without privacy. Mean over partners. "
+        f"{whiskers} The lines share seeds and {result.schema.unit}s: whiskers that overlap do "
+        "not mean that nothing differs.",
+        "gain": "AUC of the joint model less AUC of the partner's own, paired by seed and "
+        f"{result.schema.unit}. {whiskers}",
+        "lift": f"How many times the average response each tenth of a partner's "
+        f"{result.schema.unit}s' rows shows, when ranked by the joint model and by its own. "
+        f"{whiskers}",
+        "calibration": "Predicted probability against the share that responded, in tenths of the "
+        "scored rows; a perfect model lies on the dashed line. Whiskers: ± one standard error of "
+        f"the share over the held-out {result.schema.unit}s.",
+        "learning": f"AUC over all held-out {result.schema.unit}s after each round. Bands: ± one "
+        "standard error over seeds alone.",
+    }
 
 
 def _percent(value: float) -> str:

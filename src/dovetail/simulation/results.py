@@ -6,6 +6,7 @@ never sees. None of these numbers is private, and none would leave a node.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -75,18 +76,52 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and its standard error (NaN for a single seed)."""
+    """A mean over seeds, and how uncertain it is.
+
+    Neither error covers that other customers might have been trained on.
+
+    Attributes:
+        mean: over the seeds.
+        seeds_error: standard error because noise and sampling fell as they did (sample standard
+            deviation over √n); NaN for a single seed.
+        seeds: how many.
+        customers_error: standard error because these customers were held out and not others; NaN
+            where it is not known.
+    """
 
     mean: float
-    standard_error: float
+    seeds_error: float
     seeds: int
+    customers_error: float = float("nan")
+
+    @property
+    def standard_error(self) -> float:
+        """Both errors in quadrature; one of them where the other is not known, NaN without any.
+
+        Rather too large than too small: where seeds differ more on some customers than on others,
+        that difference counts in both.
+        """
+        known = [e for e in (self.seeds_error, self.customers_error) if not math.isnan(e)]
+        return math.hypot(*known) if known else float("nan")
+
+    @property
+    def clear(self) -> int:
+        """1 or -1 where the mean lies more than two standard errors above or below 0, else 0."""
+        if not abs(self.mean) > 2 * self.standard_error:
+            return 0
+        return 1 if self.mean > 0 else -1
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and standard error (sample standard deviation over √n) of one number per seed."""
+def estimate(values: Sequence[float], customers_error: float = float("nan")) -> Estimate:
+    """Mean and standard error over seeds of one number per seed.
+
+    Args:
+        values: one per seed.
+        customers_error: of their mean, see :class:`Estimate`.
+    """
     n = len(values)
     error = float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
-    return Estimate(float(np.mean(values)), error, n)
+    return Estimate(float(np.mean(values)), error, n, customers_error)
 
 
 def select(

@@ -16,6 +16,7 @@ import numpy as np
 
 from dovetail.agreement.record import require
 from dovetail.data.tidy import ColumnType, write_parquet
+from dovetail.errors import PrivacyError, SettingError
 from dovetail.privacy.accountant import calibrate_noise_multiplier
 from dovetail.simulation.cell_store import CellStore, make_folder, only_run, write_whole
 from dovetail.simulation.comparison import Cell, CellResult, cells, run_cell
@@ -92,12 +93,12 @@ def run_study(
     """
     require(workers is None or workers >= 1, "workers must be at least 1")
     use_one_thread()
-    make_folder(output / "runs")
+    noise = _noise_multipliers(study)
     with only_run(output), _scratch(output) as scratch:
+        make_folder(output / "runs")
         recipe = prepare_ground(study, scratch)
         ground = open_ground(recipe)
         check_ground(study, ground)
-        noise = _noise_multipliers(study)
         listed = cells(study, tuple(partner.name for partner in ground.partners), noise)
         store = CellStore(output / "runs", study, digest(ground))
         found = {cell: known for cell in listed if (known := store.load(cell)) is not None}
@@ -110,7 +111,7 @@ def run_study(
                 found[cell] = fresh
                 tell(str(cell))
         result = _gather(study, ground, noise, {cell: found[cell] for cell in listed})
-    write_results(result, output)
+        write_results(result, output)
     return result
 
 
@@ -128,22 +129,24 @@ def write_results(result: StudyResult, output: Path) -> None:
 
 
 def _write_chart(result: StudyResult, output: Path) -> None:
-    from io import BytesIO
+    from dovetail.simulation import plots
 
     figure = result.plot()
-    for kind in ("svg", "png"):
-        buffer = BytesIO()
-        figure.savefig(buffer, format=kind, dpi=200, bbox_inches="tight")
-        write_whole(output / f"privacy-utility.{kind}", buffer.getvalue())
+    write_whole(output / "privacy-utility.svg", plots.file(figure, "svg"))
+    write_whole(output / "privacy-utility.png", plots.file(figure, "png"))
 
 
 def _noise_multipliers(study: Study) -> dict[float, float]:
     task = study.training
     steps = task.rounds * task.local_steps
-    return {
-        epsilon: calibrate_noise_multiplier(epsilon, study.privacy.delta, task.sampling_prob, steps)
-        for epsilon in study.privacy.epsilons
-    }
+    delta = study.privacy.delta
+    try:
+        return {
+            epsilon: calibrate_noise_multiplier(epsilon, delta, task.sampling_prob, steps)
+            for epsilon in study.privacy.epsilons
+        }
+    except PrivacyError as error:
+        raise SettingError(f"[privacy]: epsilons at delta = {delta:g}: {error}") from None
 
 
 def _teller(

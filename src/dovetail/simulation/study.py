@@ -11,6 +11,7 @@ Five lines of a notebook::
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -30,6 +31,8 @@ PartitionKind = Literal["column", "size", "files"]
 PURPOSE = "study"
 """The one purpose in the terms of a study."""
 DEFAULT_TEST_SHARE = 0.2
+LONGEST_NAME = 100
+"""Characters of a partner's name; bytes of a results folder that is named after its study."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class StudyData:
     Attributes:
         dataset: a built-in data set, or ``own`` files.
         file: the file, folder or glob that holds the rows; for ``own`` data that is not given per
-            partner, and for ``hillstrom``.
+            partner, and for ``hillstrom``; for ``complete_journey`` the mailings, where they are
+            built already.
         schema: the schema file of ``own`` data.
         customers: how many ``synthetic`` customers to make.
         seed: of the ``synthetic`` rows.
@@ -68,6 +72,8 @@ class StudyData:
             "[data]: your own data needs 'first_day' and 'last_day', the days that it covers; "
             "data sets that come with Dovetail know theirs",
         )
+        if self.first_day is not None and self.last_day is not None:
+            require(self.first_day <= self.last_day, "[data]: last_day lies before first_day")
         if self.dataset == "hillstrom":
             require(self.file is not None, "[data]: 'file' must name hillstrom.csv.gz")
 
@@ -99,7 +105,13 @@ class Partition:
             require(bool(self.partners), "[partition]: 'partners' must name at least one")
         names = [name for name, _ in self.partners]
         require(len(set(names)) == len(names), "[partition]: two partners have the same name")
-        require("all" not in names, "[partition]: no partner can be named 'all'")
+        for name in names:
+            require(
+                name.isprintable() and 0 < len(name.strip()) == len(name) <= LONGEST_NAME,
+                f"[partition]: a partner's name is 1 to {LONGEST_NAME} printable characters without "
+                "spaces around them",
+            )
+            require(name.lower() != "all", "[partition]: no partner can be named 'all'")
 
 
 @dataclass(frozen=True)
@@ -275,8 +287,10 @@ class Study:
 
     @property
     def default_output(self) -> Path:
-        """Where results go unless told otherwise."""
-        return Path("-".join(self.name.lower().split()).replace("/", "-") + "-results")
+        """Where results go unless told otherwise: named after the study, in the current folder."""
+        name = "-".join(re.findall(r"[\w.]+", self.name.lower()))
+        short = name.encode()[:LONGEST_NAME].decode(errors="ignore").strip(".-")
+        return Path(f"{short or 'study'}-results")
 
     def to_record(self) -> dict[str, object]:
         """The study as JSON-able data, for results and reports."""

@@ -61,6 +61,8 @@ def parse_study(record: Mapping[str, Any], folder: Path) -> Study:
     Raises:
         SettingError: as :func:`read_study`, without the file's name.
     """
+    if "columns" in record and "label" in record:
+        raise SettingError("this is a schema; a study names it in [data] schema = …")
     defaults: dict[str, object] = {"partition": {}, "evaluation": {}}
     read = Fields({**defaults, **record}, "study", ("name", "seeds", *_SECTIONS))
     data = _data(read.raw("data"), folder)
@@ -123,6 +125,10 @@ def _partners(
         what = "its file" if kind == "files" else "a list of the column's values"
         raise read.error("partners", f"must be a table [partition.partners]: NAME = {what}")
     named = Fields(value, "[partition.partners]", tuple(value))
+    if kind == "column" and any(isinstance(item, str) for item in value.values()):
+        raise read.error(
+            "partners", "must be lists of the column's values, or with kind = 'files' one file each"
+        )
     if kind == "files":
         return tuple((name, (str(folder / named.text(name)),)) for name in value)
     return tuple((name, named.texts(name)) for name in value)

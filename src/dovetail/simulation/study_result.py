@@ -6,19 +6,15 @@ The researcher's own view, not private: see :mod:`dovetail.simulation.results`.
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dovetail.schema import Schema
-from dovetail.simulation.results import (
-    ALL,
-    Estimate,
-    Measurement,
-    Predictions,
-    estimate,
-    select,
-)
+from dovetail.simulation import findings
+from dovetail.simulation.results import ALL, Comparison, Estimate, Measurement, Predictions
 from dovetail.simulation.study import Study
 
 if TYPE_CHECKING:
@@ -59,7 +55,7 @@ class ComparisonRow:
         delta: likewise.
         alone: the partner's own model; ``None`` in the row for all.
         joint: the joint model.
-        gain: joint less alone, paired by seed; ``None`` where alone is.
+        gain: joint less alone, paired by seed and customer; ``None`` where alone is.
         pooled_dp: one company with all rows, under the same ε.
         pooled: one company with all rows, without privacy.
     """
@@ -149,27 +145,25 @@ class StudyResult:
     predictions: tuple[Predictions, ...]
 
     def table(self) -> ComparisonTable:
-        """Alone, joint and pooled side by side: mean test AUC ± standard error over seeds."""
-        rows = [
-            self._row(epsilon, name, customers)
-            for epsilon in self.study.privacy.epsilons
-            for name, customers in self._tested()
-        ]
-        seeds = len(self.study.seeds)
-        return ComparisonTable(
-            rows,
-            f"{self.study.name}: test AUC ± standard error over {seeds} "
-            f"{'seed' if seeds == 1 else 'seeds'}, δ = {self.study.privacy.delta:g} "
-            "(the researcher's view, not private)",
-        )
+        """Alone, joint and pooled side by side: mean test AUC ± standard error."""
+        return self._table
+
+    @property
+    def covered(self) -> str:
+        """What a standard error of this study is taken over, in words: for captions."""
+        seeds, held_out = len(self.study.seeds), f"the held-out {self.schema.unit}s"
+        return f"{held_out} (one seed)" if seeds == 1 else f"{seeds} noise seeds and {held_out}"
+
+    @cached_property
+    def evidence(self) -> findings.Evidence:
+        """All that was measured, with what was computed of its uncertainty so far."""
+        return findings.Evidence(self.measurements, self.predictions, self.held_out_customers)
 
     def plot(self) -> Figure:
         """Privacy against utility, with standard errors."""
         from dovetail.simulation.plots import privacy_utility
 
-        return privacy_utility(
-            self.measurements, self.held_out_customers, self.study.privacy.epsilons[0]
-        )
+        return privacy_utility(self.evidence, self.study.privacy.epsilons[0])
 
     @property
     def held_out_customers(self) -> dict[str, int]:
@@ -187,6 +181,7 @@ class StudyResult:
                 {"epsilon": epsilon, "noise_multiplier": noise}
                 for epsilon, noise in self.noise_multipliers.items()
             ],
+            "standard_error": f"over {self.covered}, in quadrature: seeds_error, customers_error",
             "table": [_row_record(row) for row in self.table().rows],
             "measurements": [vars(measurement) for measurement in self.measurements],
         }
@@ -195,24 +190,38 @@ class StudyResult:
         named = [(partner.name, partner.training_customers) for partner in self.partners]
         return [*named, (ALL, sum(customers for _, customers in named))]
 
+    @cached_property
+    def _table(self) -> ComparisonTable:
+        rows = [
+            self._row(epsilon, name, customers)
+            for epsilon in self.study.privacy.epsilons
+            for name, customers in self._tested()
+        ]
+        return ComparisonTable(
+            rows,
+            f"{self.study.name}: test AUC ± standard error over {self.covered}, "
+            f"δ = {self.study.privacy.delta:g} (the researcher's view, not private)",
+        )
+
     def _row(self, epsilon: float, name: str, customers: int) -> ComparisonRow:
-        found = self.measurements
-        joint = select(found, comparison="joint", epsilon=epsilon, tested_on=name)
-        alone = select(found, comparison="alone", epsilon=epsilon, trained_by=name, tested_on=name)
-        paired = [joint[seed] - alone[seed] for seed in sorted(joint.keys() & alone.keys())]
-        pooled_dp = select(found, comparison="pooled_dp", epsilon=epsilon, tested_on=name)
-        pooled = select(found, comparison="pooled", epsilon=None, tested_on=name)
+        def auc(comparison: Comparison, e: float | None = epsilon) -> Estimate:
+            return findings.auc(self.evidence, comparison, e, name) or _UNKNOWN
+
+        own = name != ALL
         return ComparisonRow(
             partner=name,
             customers=customers,
             epsilon=epsilon,
             delta=self.study.privacy.delta,
-            alone=_estimated(alone) if name != ALL else None,
-            joint=_estimated(joint),
-            gain=estimate(paired) if paired else None,
-            pooled_dp=_estimated(pooled_dp),
-            pooled=_estimated(pooled),
+            alone=findings.auc(self.evidence, "alone", epsilon, name, name) if own else None,
+            joint=auc("joint"),
+            gain=findings.gain(self.evidence, name, epsilon) if own else None,
+            pooled_dp=auc("pooled_dp"),
+            pooled=auc("pooled", None),
         )
+
+
+_UNKNOWN = Estimate(float("nan"), float("nan"), 0)
 
 
 def shown(value: Estimate | None, sign: str = "") -> str:
@@ -220,20 +229,15 @@ def shown(value: Estimate | None, sign: str = "") -> str:
     if value is None or value.seeds == 0:
         return MISSING
     mean = f"{value.mean:{sign}.3f}"
-    return f"{mean} ± {value.standard_error:.3f}" if value.seeds > 1 else mean
-
-
-def _estimated(by_seed: Mapping[int, float]) -> Estimate:
-    if not by_seed:
-        return Estimate(float("nan"), float("nan"), 0)
-    return estimate([by_seed[seed] for seed in sorted(by_seed)])
+    error = value.standard_error
+    return mean if math.isnan(error) else f"{mean} ± {error:.3f}"
 
 
 def _row_record(row: ComparisonRow) -> dict[str, Any]:
     def plain(value: object) -> object:
         if not isinstance(value, Estimate):
             return value
-        known = {"mean": value.mean, "standard_error": value.standard_error}
-        return {k: v if v == v else None for k, v in known.items()} | {"seeds": value.seeds}
+        numbers = {**vars(value), "standard_error": value.standard_error}
+        return {k: None if math.isnan(v) else v for k, v in numbers.items()}
 
     return {name: plain(value) for name, value in vars(row).items()}

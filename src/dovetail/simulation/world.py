@@ -1,17 +1,20 @@
-"""Real nodes and the real coordinator in one process.
+"""Real nodes and the real coordinator in one process, or the nodes in a few worker processes.
 
-What differs from production: the channel is a function call, and the dice repeat themselves for a
-seed. A simulated node's randomness is therefore no secret; its data must be the researcher's own.
+What differs from production: the channel is a function call or a pipe, and the dice repeat
+themselves for a seed. A simulated node's randomness is therefore no secret; its data must be the
+researcher's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 
 from dovetail.agreement.request import Request
@@ -27,7 +30,12 @@ from dovetail.privacy.release import Release
 from dovetail.privacy.sampler import SecureSampler
 from dovetail.store.ledger import LedgerStore
 from dovetail.training.batch import Customers
+from dovetail.training.threads import use_one_thread
+from dovetail.wire.channel import Channel
 from dovetail.wire.memory import Handler, MemoryChannel
+from dovetail.wire.processes import ProcessChannel
+
+_MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of its own is made in it
 
 
 class World:
@@ -45,27 +53,48 @@ class World:
         customers: Mapping[str, Customers],
         seed: int,
         ledger_folder: Path | None = None,
+        workers: int = 1,
     ) -> None:
         """Starts one node for each entry of ``customers``.
+
+        Results do not depend on ``workers``, down to the last bit where this process runs torch
+        on one thread, as workers do. A worker takes some seconds to start; it pays for long jobs
+        and for many nodes.
 
         Args:
             terms: what they agreed; knows every partner.
             customers: each partner's rows, by partner name.
             seed: repeats every node's sampling and noise.
             ledger_folder: where to keep ledgers, as ``<partner>.ledger``; in memory by default.
+            workers: 1 runs the nodes here, one after the other; more, side by side in as many
+                processes, to which ``customers`` are pickled.
         """
         self._terms = terms
         self.partners = dict(enumerate(customers))
         self.ledgers: dict[str, LedgerStore] = {}
         self._open = ExitStack()
-        handlers = {}
-        for number, partner in self.partners.items():
-            path = ledger_folder / f"{partner}.ledger" if ledger_folder else None
-            ledger = LedgerStore(path, terms.budget, _now)
-            self.ledgers[partner] = self._open.enter_context(ledger)
-            node = Node(terms, partner, customers[partner], ledger, _repeating_dice(seed, partner))
-            handlers[number] = _handler(number, node)
-        self.channel = MemoryChannel(handlers)
+        with ExitStack() as unless_started:
+            unless_started.enter_context(self._open)
+            if workers > 1 and ledger_folder is None:
+                ledger_folder = self._open.enter_context(_memory_folder())
+            sites = {
+                number: _Site(terms, partner, customers[partner], seed, ledger_folder)
+                for number, partner in self.partners.items()
+            }
+            self.ledgers = {
+                site.partner: self._open.enter_context(site.ledger()) for site in sites.values()
+            }
+            self.channel = self._channel(sites, workers)
+            unless_started.pop_all()
+
+    def _channel(self, sites: Mapping[int, _Site], workers: int) -> Channel:
+        if workers == 1:
+            handlers = {n: _handler(n, s.node(self.ledgers[s.partner])) for n, s in sites.items()}
+            return MemoryChannel(handlers)
+        numbers = list(sites)
+        shares = [numbers[first::workers] for first in range(workers)]
+        groups = [(_Worker({n: sites[n] for n in share}), share) for share in shares if share]
+        return self._open.enter_context(ProcessChannel(groups))
 
     def run(
         self,
@@ -103,6 +132,44 @@ class World:
         trace: TracebackType | None,
     ) -> None:
         self._open.close()
+
+
+@dataclass(frozen=True)
+class _Site:
+    """What one node is made of, wherever it runs."""
+
+    terms: Terms
+    partner: str
+    customers: Customers
+    seed: int
+    ledger_folder: Path | None
+
+    def ledger(self) -> LedgerStore:
+        folder, name = self.ledger_folder, f"{self.partner}.ledger"
+        return LedgerStore(folder / name if folder else None, self.terms.budget, _now)
+
+    def node(self, ledger: LedgerStore) -> Node:
+        dice = _repeating_dice(self.seed, self.partner)
+        return Node(self.terms, self.partner, self.customers, ledger, dice)
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """The sites of one worker process."""
+
+    sites: Mapping[int, _Site]
+
+    def __call__(self, numbers: Sequence[int]) -> dict[int, Handler]:
+        """The handlers; called in the worker."""
+        use_one_thread()
+        return {n: _handler(n, self.sites[n].node(self.sites[n].ledger())) for n in numbers}
+
+
+@contextmanager
+def _memory_folder() -> Iterator[Path]:
+    """A folder that several processes can open and no disk slows down, where there is such."""
+    with TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
+        yield Path(folder)
 
 
 def _handler(number: int, node: Node) -> Handler:

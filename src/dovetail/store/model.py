@@ -2,7 +2,8 @@
 
 ``model.safetensors`` holds the arrays, ``card.json`` the card for programs and ``card.md`` the same
 for people. Each file is written beside its place and then renamed into it, the card last; since the
-card names the arrays by their digest, a folder in which that was interrupted is refused.
+card names the arrays by their digest, a folder in which that was interrupted is refused. Only a
+:class:`~dovetail.privacy.release.Release` can be saved, under the card that it was charged for.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from dovetail.agreement.request import Request
 from dovetail.agreement.terms import Terms
 from dovetail.errors import DataError, SettingError
 from dovetail.privacy import accountant
+from dovetail.privacy.release import Release
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 
@@ -36,8 +38,14 @@ CARD_FILE = "card.json"
 PAGE_FILE = "card.md"
 
 _FORMAT = 1
-_STATED = ("format", "released", "request", "terms", "charged", "arrays_sha256")
-_DERIVED = ("request_digest", "terms_digest", "unit", "privacy", "not_protected")
+_STATED = ("format", "released", "request", "terms", "charged", "notes", "arrays_sha256")
+_DERIVED = ("request_digest", "terms_digest", "unit", "privacy", "not_protected", "use")
+
+_NOISED_BY = {
+    "local": "Each partner's own node added all of the noise before anything left it: neither the "
+    "coordinator nor another partner has to be trusted with it.",
+    "none": "Nobody added noise. This model protects nobody.",
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class ModelCard:
         terms: under which it did.
         charged: how often, by partner, the request's event was charged to this job.
         released: on which day.
+        notes: what else its makers say of it, in sentences; nothing here can check them.
 
     Raises:
         SettingError: nobody was charged, or someone who is no partner.
@@ -58,6 +67,7 @@ class ModelCard:
     terms: Terms
     charged: Mapping[str, int]
     released: date
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require(bool(self.charged), "card: charged must name at least one partner")
@@ -76,6 +86,27 @@ class ModelCard:
         """
         counts = self.charged.values()
         return self._epsilon(sum(counts) if self.terms.customers_overlap else max(counts))
+
+    def noised_by(self) -> str:
+        """Who added the noise, in a sentence for people."""
+        return _NOISED_BY[self.request.task.protection]
+
+    def use(self) -> tuple[str, ...]:
+        """How to read and use the scores, in sentences for people."""
+        schema, weight = self.terms.schema, self.request.task.positive_weight
+        weighed = (
+            f"Training weighed positive rows {weight:g} times, and the released output bias has "
+            f"that taken out again. "
+            if weight != 1
+            else ""
+        )
+        return (
+            f"A score is the estimated probability that {schema.label.name} = 1 for one row, given "
+            "columns prepared as listed here.",
+            f"Training began at the declared share of ones, {schema.label.prior:g}. {weighed}"
+            "Clipping and noise still move probabilities: compare their mean with the share among "
+            "rows of your own before using them as probabilities. A ranking needs no such check.",
+        )
 
     def not_protected(self) -> tuple[str, ...]:
         """What the stated ε does not cover, in sentences for people."""
@@ -116,27 +147,35 @@ class ModelCard:
             "unit": f"all rows of one {terms.schema.unit}, at one partner",
             "privacy": {"delta": delta, "epsilon": epsilons, "joint": self.joint_epsilon()},
             "not_protected": list(self.not_protected()),
+            "use": list(self.use()),
+            "notes": list(self.notes),
         }
 
     def _epsilon(self, count: int) -> float:
         return accountant.epsilon({self.request.task.event: count}, self.terms.budget.delta)
 
 
-def save_model(folder: Path, arrays: Arrays, card: ModelCard) -> None:
+def save_model(folder: Path, release: Release, card: ModelCard) -> None:
     """Write a released model into ``folder``, in place of one that is there.
 
     Args:
         folder: made where it is missing.
-        arrays: float32, by the names and of the shapes that the card's request asks for. They
-            must come from a release: this function cannot tell.
+        release: whose value holds float32 arrays by the names and of the shapes that the card's
+            request asks for.
         card: what the model is.
 
     Raises:
-        SettingError: the arrays do not fit the card, or are not finite.
+        SettingError: the release is of another job, or was charged otherwise than the card says;
+            or its arrays do not fit the card.
         DataError: the folder cannot be written.
+
+    Guarantees:
+        What is written was released, and the card's ε is computed from what was charged for it.
     """
-    _check_arrays(arrays, card)
-    content = safetensors.numpy.save({name: np.ascontiguousarray(a) for name, a in arrays.items()})
+    _check_release(release, card)
+    _check_arrays(release.value, card)
+    contiguous = {name: np.ascontiguousarray(array) for name, array in release.value.items()}
+    content = safetensors.numpy.save(contiguous)
     record = {**card.to_record(), "arrays_sha256": hashlib.sha256(content).hexdigest()}
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
@@ -188,7 +227,7 @@ def page(card: ModelCard) -> str:
         "",
         f"Protected is one {schema.unit} with all of its rows (at most "
         f"{schema.max_rows_per_customer} count), by differential privacy at "
-        f"δ = {terms.budget.delta:g}.",
+        f"δ = {terms.budget.delta:g}. {card.noised_by()}",
         "",
         "| partner | role | customers (declared) | data | ε of this job |",
         "| --- | --- | --- | --- | --- |",
@@ -199,7 +238,12 @@ def page(card: ModelCard) -> str:
         lines.append(f"| {' | '.join(map(_cell, cells))} | {card.epsilon(name):.2f} |")
     lines += ["", "## What is not protected", ""]
     lines += [f"- {sentence}" for sentence in card.not_protected()]
-    lines += ["", "## Model", "", *_model_lines(card), "", "## Columns", ""]
+    lines += ["", "## Use", ""]
+    lines += [f"- {sentence}" for sentence in card.use()]
+    if card.notes:
+        lines += ["", "## What its makers say", ""]
+        lines += [f"- {_cell(sentence)}" for sentence in card.notes]
+    lines += ["", "## Model", "", *_model_lines(card), "", "## Columns and public bounds", ""]
     lines += [f"- {_cell(line)}" for line in _column_lines(card)]
     return "\n".join([*lines, ""])
 
@@ -212,9 +256,12 @@ def _model_lines(card: ModelCard) -> list[str]:
         f"- {task.model.family}{shape}; protection `{task.protection}`",
         f"- {task.rounds} rounds of {task.local_steps} steps, server optimiser "
         f"{task.server_optimizer}",
-        f"- each step: customers sampled with probability {task.sampling_prob:g}, clipped to "
-        f"{task.l2_clip_norm:g}, noise multiplier {task.noise_multiplier:g}",
+        f"- each step: {card.terms.schema.unit}s sampled with probability {task.sampling_prob:g}, "
+        f"the summed gradient of each clipped to {task.l2_clip_norm:g}, noise multiplier "
+        f"{task.noise_multiplier:g}; weight of positive rows {task.positive_weight:g}",
+        f"- request `{requests.digest(card.request)}`",
         f"- terms `{agreed.digest(card.terms)}`",
+        f"- arrays: `{ARRAYS_FILE}`, whose SHA-256 stands in `{CARD_FILE}`",
     ]
 
 
@@ -224,7 +271,7 @@ def _column_lines(card: ModelCard) -> list[str]:
         rest = {
             k: v
             for k, v in column.items()
-            if k not in ("name", "type") and v is not False and v != ""
+            if k not in ("name", "type") and v is not False and v not in ("", "linear")
         }
         stated = "; ".join(
             f"{k} {', '.join(v) if isinstance(v, list) else v}" for k, v in rest.items()
@@ -249,10 +296,25 @@ def _card(record: object) -> tuple[ModelCard, str]:
         terms=agreed.parse_terms(read.raw("terms")),
         charged={name: counts.whole(name) for name in names},
         released=read.day("released"),
+        notes=read.texts("notes"),
     )
     require(read.text("terms_digest") == agreed.digest(card.terms), "card: terms were changed")
     require(read.text("request_digest") == requests.digest(card.request), "card: request changed")
     return card, read.text("arrays_sha256")
+
+
+def _check_release(release: Release, card: ModelCard) -> None:
+    event, origin = card.request.task.event, release.provenance
+    require(
+        (origin.job, origin.request_digest, origin.terms_digest)
+        == (card.request.job, requests.digest(card.request), agreed.digest(card.terms)),
+        "the release is not of the job and the terms that the card describes",
+    )
+    charged = {name: {event: count} for name, count in card.charged.items()}
+    require(
+        release.spending == charged and release.delta == card.terms.budget.delta,
+        "the release was charged otherwise than the card says",
+    )
 
 
 def _check_arrays(arrays: Arrays, card: ModelCard) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from types import TracebackType
 
@@ -74,7 +73,8 @@ def clipped_sum(
         private: it may leave a node only with noise, and charged for.
     """
     if isinstance(model, TabularModel):
-        vector = ParameterVector(copy.deepcopy(model))
+        vector = ParameterVector(model)
+        vector.model.load_state_dict(model.state_dict())
         TabularClipper(vector).add_clipped_sum(
             rows_of(batch), l2_clip_norm, positive_weight, vector.sums_of
         )

@@ -145,7 +145,8 @@ class Clipper(Protocol):
         Guarantees:
             Adding or removing one customer moves what is added by at most ``l2_clip_norm`` in
             the Euclidean norm over all parameters (up to float32 rounding of the sum itself),
-            whatever the rows hold; a gradient that is not finite counts as 0.
+            whatever the rows hold and the parameters are; a gradient that is not finite, or whose
+            norm float32 cannot hold, counts as 0.
         """
         ...
 

@@ -23,6 +23,14 @@ from torch import Tensor, nn
 
 from dovetail.training.clipping import Rows, Sums, clip_factors, rounded_up
 
+_LARGEST_INPUT = 2.0**64
+"""Squared norm of an input beyond which a linear layer's gradient counts as not finite.
+
+A form that is a product, ``|a|^2 |g|^2``, is lost where one factor underflows and the other is
+huge, though the gradient itself is not small. With this bound what can be lost is a norm of 1e-10
+(``g`` of 65,536 elements below 2^-74.5), far below the stabiliser of the clip factors.
+"""
+
 
 class Record(NamedTuple):
     """One layer of one pass over ``n`` rows of ``t`` positions (1 in a plain tabular model).
@@ -79,7 +87,8 @@ def _linear_record(layer: nn.Module, inputs: Tensor, grads: Tensor) -> Record:
 
 def _linear_squared_norms(record: Record, rows: Rows) -> Tensor:
     bias = 0.0 if cast("nn.Linear", record.layer).bias is None else 1.0
-    squares = _squares(record.inputs).add_(bias).mul_(_squares(record.grads))
+    squares = _squares(record.inputs).add_(bias)
+    squares.masked_fill_(squares > _LARGEST_INPUT, torch.inf).mul_(_squares(record.grads))
     if record.t == 1 and rows.customer is None:
         return squares
     inputs = rows.grouped(record.by_row(record.inputs)).flatten(1, 2)

@@ -24,7 +24,7 @@ from dovetail.training.batch import Customers
 from dovetail.training.clipped_sum import physical_batches
 from dovetail.training.clipping import Rows
 from dovetail.training.lazy_noise import LazyTables, lazy_pays
-from dovetail.training.model import Arrays, arrays_of, build_model, load_arrays
+from dovetail.training.model import Arrays, arrays_of, blueprint, load_arrays, require_steady
 from dovetail.training.noised_optimizer import (
     NoisedSumOptimizer,
     OptimizerState,
@@ -70,7 +70,8 @@ def train_round(
         optimizer_state: of this node's last round in this job; empty in its first.
 
     Raises:
-        RemoteProtocolError: the arrays are not finite parameters of this model.
+        RemoteProtocolError: the arrays are not finite parameters of this model, or so large that
+            its arithmetic would be unsteady.
         LocalProtocolError: the state is not one of this task's optimiser.
 
     Guarantees:
@@ -78,9 +79,9 @@ def train_round(
         depends on a row: not even the normalisation, which uses declared numbers. Neighbouring
         data sets differ by one customer with all their rows.
     """
-    model = build_model(task.model, schema)
-    load_arrays(model, model_arrays)
-    vector = ParameterVector(model)
+    vector = ParameterVector(blueprint(task.model, schema))
+    load_arrays(vector.model, model_arrays)
+    require_steady(vector.model)
     steps = noised_steps(vector, schema, task, declared_customers, sampler)
     restore(steps.optimizer, steps.values, task, optimizer_state)
     clipper = TabularClipper(vector)
@@ -91,7 +92,7 @@ def train_round(
             clipper.add_clipped_sum(rows, task.l2_clip_norm, task.positive_weight, vector.sums_of)
         steps.take()
     steps.finish()
-    return RoundResult(arrays_of(model), state_of(steps.optimizer, steps.values))
+    return RoundResult(arrays_of(vector.model), state_of(steps.optimizer, steps.values))
 
 
 @dataclass(frozen=True)

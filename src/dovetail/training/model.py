@@ -2,13 +2,16 @@
 
 The activation is ``tanh`` throughout and not an option: DP-SGD keeps more utility with bounded
 activations, which keep gradients small before they are clipped (Papernot et al. 2021, "Tempered
-sigmoid activations for deep learning with differential privacy", AAAI), and bounded activations
-also bound what a hostile coordinator can do to the arithmetic with huge weights.
+sigmoid activations for deep learning with differential privacy", AAAI). What a hostile coordinator
+could do to the arithmetic with huge weights, :func:`require_steady` refuses.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from functools import lru_cache
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +24,10 @@ from dovetail.schema import MISSING_CODE, Schema
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 """A model's parameters by the names of ``ModelSpec.parameters``."""
+
+LARGEST_AMPLIFICATION = 2.0**20
+"""By what factor a model may magnify rounding units: beyond models that predict, and where attacks
+by search moved sums by less than 1 % more than clipping allows."""
 
 
 class TabularModel(nn.Module):
@@ -102,19 +109,44 @@ def build_model(spec: ModelSpec, schema: Schema) -> TabularModel:
 
     Its ``state_dict`` has exactly the names and shapes of ``spec.parameters(schema)``.
     """
+    model = blueprint(spec, schema)
+    return with_parameters(model, {n: torch.zeros(p.shape) for n, p in model.named_parameters()})
+
+
+@lru_cache(maxsize=32)
+def blueprint(spec: ModelSpec, schema: Schema) -> TabularModel:
+    """The structure of a model on torch's device without memory: it has no value that could leak.
+
+    Torch takes longer to put modules together than a round of a small model takes to train; so
+    this is done once, and everybody works on a :func:`with_parameters` of their own.
+    """
     with torch.device("meta"):
-        model = TabularModel(spec, schema)
-    zeros = {name: torch.zeros(p.shape) for name, p in model.named_parameters()}
-    replace_parameters(model, zeros)
-    return model
+        return TabularModel(spec, schema)
 
 
-def replace_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Let the model's parameters view these tensors."""
-    for path, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            tensor = tensors[f"{path}.{name}" if path else name]
-            setattr(module, name, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def with_parameters(module: _Module, tensors: Mapping[str, Tensor], prefix: str = "") -> _Module:
+    """A module of the same structure whose parameters view these tensors.
+
+    It shares neither parameters nor hooks nor submodules with ``module``.
+
+    Args:
+        module: one without buffers; stays as it is.
+        tensors: by the names of ``module``'s parameters, each preceded by ``prefix``.
+        prefix: empty but for submodules.
+    """
+    twin = copy.copy(module)
+    for name, value in vars(module).items():
+        if isinstance(value, dict | list | set):
+            vars(twin)[name] = value.copy()
+    for name, parameter in module.named_parameters(recurse=False):
+        tensor = tensors[prefix + name]
+        twin.register_parameter(name, nn.Parameter(tensor, parameter.requires_grad))
+    for name, child in module.named_children():
+        twin.add_module(name, with_parameters(child, tensors, f"{prefix}{name}."))
+    return twin
 
 
 def load_arrays(model: nn.Module, arrays: Arrays) -> None:
@@ -135,6 +167,31 @@ def load_arrays(model: nn.Module, arrays: Arrays) -> None:
             if not np.isfinite(array).all():
                 raise RemoteProtocolError(f"array {name!r} holds values that are not finite")
             parameter.copy_(torch.tensor(array))
+
+
+def require_steady(model: TabularModel) -> None:
+    """Refuse parameters that magnify what float32 rounds into gradients of another size.
+
+    How a row's products are rounded depends on the rows beside it in a batch, hence on whether
+    another customer takes part. Clipping bounds what each customer adds, not how much all the
+    others change: with weights of 1e12 one customer more or less moved a sum by 70 clip norms.
+    The bound looks at parameters alone and so says nothing of any row.
+
+    Raises:
+        RemoteProtocolError: rounding errors could reach the logits more than
+            :data:`LARGEST_AMPLIFICATION` times as large.
+    """
+    tables = [float(table.detach().abs().max()) for table in model.embeddings.parameters()]
+    error, inputs = 0.0, max([1.0, *tables])
+    for layer in cast("list[nn.Linear]", [*model.hidden, model.output]):
+        weights = float(layer.weight.detach().double().abs().sum(1).max())
+        error = weights * (error + inputs) + float(layer.bias.detach().abs().max())
+        inputs = 1.0
+    if not error <= LARGEST_AMPLIFICATION:
+        raise RemoteProtocolError(
+            "the model received is too large to be computed with; it may have diverged: lower the "
+            "learning rate"
+        )
 
 
 def arrays_of(model: nn.Module) -> dict[str, npt.NDArray[np.float32]]:

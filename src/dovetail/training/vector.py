@@ -7,36 +7,38 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from dovetail.training.model import TabularModel, replace_parameters
+from dovetail.training.model import TabularModel, with_parameters
 
 
 class ParameterVector:
-    """Lays a model's parameters end to end; the model's own then view the vector.
+    """A model whose parameters, laid end to end, are one vector.
 
     Attributes:
-        model: the model.
-        values: the parameters, ``(size,)``; changing it changes the model.
+        model: the model; its parameters view the vector.
+        values: the parameters, ``(size,)``, zero at first; changing it changes the model.
         sums: of the same shape, zero at first: where clipped sums are gathered.
         sums_of: each parameter's part of ``sums``, in its shape; and that of ``tables``.
         parts: each parameter's ``slice`` of the vector, by name.
         tables: all embedding tables as one, ``(rows, dim)``: they come first in the vector.
     """
 
-    def __init__(self, model: TabularModel) -> None:
-        old = dict(model.named_parameters())
-        ends = list(itertools.accumulate((p.numel() for p in old.values()), initial=0))
-        self.parts = dict(zip(old, itertools.starmap(slice, itertools.pairwise(ends)), strict=True))
-        self.values = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in old.values()]))
-        self.sums = torch.zeros(ends[-1])
-        flat = self.values.detach()
-        views = {name: flat[at].view_as(old[name]) for name, at in self.parts.items()}
-        replace_parameters(model, views)
-        self.model = model
+    def __init__(self, structure: TabularModel) -> None:
+        """Lay out a model of this structure; its own values are neither read nor changed."""
+        shapes = {name: p.shape for name, p in structure.named_parameters()}
+        sizes = [shape.numel() for shape in shapes.values()]
+        ends = list(itertools.accumulate(sizes, initial=0))
+        slices = itertools.starmap(slice, itertools.pairwise(ends))
+        self.parts = dict(zip(shapes, slices, strict=True))
+        flat, self.sums = torch.zeros(ends[-1]), torch.zeros(ends[-1])
+        self.values = nn.Parameter(flat)
+        views = {name: flat[at].view(shapes[name]) for name, at in self.parts.items()}
+        self.model = with_parameters(structure, views)
         self.sums_of: dict[Tensor, Tensor] = {
-            p: self.sums[self.parts[name]].view_as(p) for name, p in model.named_parameters()
+            p: self.sums[self.parts[name]].view(shapes[name])
+            for name, p in self.model.named_parameters()
         }
-        rows = sum(p.shape[0] for p in model.embeddings.parameters())
-        shape = (rows, model.embedding_dim)
-        end = rows * model.embedding_dim
+        rows = sum(p.shape[0] for p in self.model.embeddings.parameters())
+        shape = (rows, self.model.embedding_dim)
+        end = rows * self.model.embedding_dim
         self.tables = nn.Parameter(flat[:end].view(shape))
         self.sums_of[self.tables] = self.sums[:end].view(shape)

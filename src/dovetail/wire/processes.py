@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Self
@@ -18,6 +19,8 @@ from dovetail.wire.memory import Clock, Handler, Lane, MemoryChannel, side_by_si
 
 Factory = Callable[[Sequence[int]], Mapping[int, Handler]]
 """Makes the handlers of some nodes; called in the worker, so it must be picklable."""
+Group = tuple[Factory, Sequence[int]]
+"""The nodes of one worker, and what makes their handlers there."""
 
 _NODE_BYTES = 8
 _GOOD, _BAD = b"\x01", b"\x00"
@@ -36,23 +39,23 @@ class ProcessChannel:
 
     def __init__(
         self,
-        factory: Factory,
-        groups: Sequence[Sequence[int]],
+        groups: Sequence[Group],
         *,
         clock: Clock = time.monotonic,
     ) -> None:
         """Starts the workers and waits until all are ready.
 
         Args:
-            factory: makes the handlers of a group, in its worker.
-            groups: the nodes of each worker.
+            groups: of each worker; it is sent its own factory and no other.
             clock: the time, in seconds.
 
         Raises:
             TransportError: a worker could not make its handlers.
         """
         self._clock = clock
-        self._workers = [_Worker(factory, tuple(group)) for group in groups]
+        with ThreadPoolExecutor(len(groups)) as pool:  # a large factory is sent while all start
+            starts = [pool.submit(_Worker, factory, tuple(nodes)) for factory, nodes in groups]
+        self._workers = [start.result() for start in starts]
         self._worker_of = {node: worker for worker in self._workers for node in worker.nodes}
         try:
             for worker in self._workers:

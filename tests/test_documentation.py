@@ -1,0 +1,50 @@
+"""What the documentation and the examples say still holds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from dovetail.agreement.policy import RULES
+from dovetail.agreement.terms import load_terms
+from dovetail.cli.main import app
+from dovetail.schema import load_schema
+from dovetail.simulation.study_file import read_study
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_readme_names_every_command() -> None:
+    for name in get_command(app).commands:  # type: ignore[attr-defined]
+        assert f"dovetail {name}" in README or f"scripts/{name}" in README
+
+
+@pytest.mark.parametrize("document", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))])
+def test_every_link_and_script_exists(document: Path) -> None:
+    text = document.read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert all((document.parent / link).exists() for link in links)
+    for script in re.findall(r"scripts/([a-z]+)", text):
+        assert (ROOT / "scripts" / script).exists()
+
+
+def test_every_benchmark_that_is_quoted_exists() -> None:
+    quoted = re.findall(r"scripts/bench ([a-z_]+)", (ROOT / "docs" / "benchmarks.md").read_text())
+    assert quoted
+    assert all((ROOT / "benchmarks" / f"{name}.py").exists() for name in quoted)
+
+
+def test_the_examples_are_valid() -> None:
+    terms = load_terms(EXAMPLES / "terms.toml")
+    assert terms.schema == load_schema(EXAMPLES / "schema.toml")
+    for study in sorted(EXAMPLES.rglob("study.toml")):
+        assert read_study(study).seeds
+
+
+def test_every_rule_has_one_name() -> None:
+    assert len(set(RULES)) == len(RULES)
