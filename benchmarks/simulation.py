@@ -1,11 +1,11 @@
 """Seconds per simulated round with 3, 30 and 300 nodes, against Flower's Ray engine.
 
 Both sides run the same coordinator, the same client app's training and the same data, each in a
-process of its own. Dovetail's world runs its nodes in this process, and in as many workers as there
-are cores; Ray uses all cores. Dovetail's side also walks gate and ledger; Ray's side skips both, which favours it. A round's time is the median
-after the first; what comes before the first round has ended stands apart: starting the nodes,
-their permits, and the round itself. Ray listens on every interface, so both sides run in a network
-namespace with nothing but loopback.
+process of its own. Dovetail's world runs its nodes in that process, and then in as many workers as
+there are cores; Ray uses all cores. Dovetail's side also walks gate and ledger; Ray's side skips
+both, which favours it. A round's time is the median after the first; what comes before the first
+round has ended stands apart: starting the nodes, their permits, and the round itself. Ray listens
+on every interface, so both sides run in a network namespace with nothing but loopback.
 """
 
 from __future__ import annotations

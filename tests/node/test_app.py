@@ -208,6 +208,15 @@ def test_the_partners_own_policy_can_only_tighten(ledger: LedgerStore) -> None:
         )
 
 
+def test_a_policy_that_became_stricter_stops_an_admitted_job(ledger: LedgerStore) -> None:
+    propose(node(ledger))
+    stricter = node(ledger, NodePolicy(refused_purposes=("propensity",)))
+    with pytest.raises(PolicyError) as caught:
+        train(stricter, 1)
+    assert caught.value.rule == "purpose"
+    assert kinds(ledger) == ["reserve"]
+
+
 def test_other_terms_are_refused(ledger: LedgerStore) -> None:
     with pytest.raises(AgreementError):
         node(ledger).propose(requests.to_record(REQUEST), agreed.digest(terms(version=2)))

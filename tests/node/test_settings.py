@@ -124,6 +124,13 @@ def test_customers_prepared_under_another_schema_are_not_used(home: Path) -> Non
         start(replace(settings, terms=replace(settings.terms, schema=schema)))
 
 
+def test_a_node_that_ran_before_does_not_begin_with_an_empty_ledger(home: Path) -> None:
+    start(load_settings(home / "node.toml"))
+    (home / "retailer.ledger").unlink()
+    with pytest.raises(SettingError, match=r"retailer\.ledger: the ledger is missing"):
+        start(load_settings(home / "node.toml"))
+
+
 def test_the_flower_app_asks_the_partners_own_environment(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

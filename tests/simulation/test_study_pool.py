@@ -10,7 +10,7 @@ import signal
 
 import pytest
 
-from dovetail.errors import SchemaError, SettingError
+from dovetail.errors import SchemaError, TransportError
 from dovetail.simulation.pool import Pool
 from tests.samples import SCHEMA
 
@@ -49,7 +49,7 @@ def test_a_worker_that_cannot_start_work_says_why() -> None:
 def test_a_dead_worker_is_noticed() -> None:
     with (
         Pool[int, None](1, functools.partial, os._exit) as pool,
-        pytest.raises(SettingError, match="worker process died"),
+        pytest.raises(TransportError, match="worker process died"),
     ):
         list(pool.map([1]))
 

@@ -30,6 +30,7 @@ RULES = (
     "protection",
     "rounds",
     "steps",
+    "sample",
     "cohort",
     "delta",
     "epsilon",
@@ -38,6 +39,11 @@ RULES = (
 )
 """The rules, in the order in which they are judged; ``request`` is for the gate, when a round asks
 for anything else than the job's permit names."""
+
+
+LARGEST_SAMPLE = 100_000
+"""Most customers that a step may be expected to sample: sums of more can round, in float32, by so
+much that one customer moves them by more than the clip norm (see ``privacy.mechanism``)."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,6 @@ class _Case:
     terms: Terms
     partner: str
     cohort: int = field(repr=False)
-    ledger: Ledger
     own: NodePolicy
 
 
@@ -118,20 +123,46 @@ def judge(
         PolicyError: the request breaks a rule of :data:`RULES`; the first one is named. The message
             holds nothing of ``cohort`` beyond that the rule was broken.
     """
-    if terms is None:
-        raise PolicyError("terms", "no terms are in force here, so nothing may run")
-    case = _Case(request, terms, partner, cohort, ledger, own)
-    for rule, judged in _JUDGES.items():
-        if complaint := judged(case):
+    case = _allowed(request, terms, partner, cohort, own)
+    for rule, costs in _COST_RULES.items():
+        if complaint := costs(case, ledger):
             raise PolicyError(rule, complaint)
     return Permit(
         job=request.job,
         partner=partner,
         request_digest=requests.digest(request),
-        terms_digest=agreed.digest(terms),
+        terms_digest=agreed.digest(case.terms),
         event=request.task.event,
         steps=request.task.steps,
     )
+
+
+def require_allowed(
+    request: Request,
+    terms: Terms | None,
+    partner: str,
+    cohort: int,
+    own: NodePolicy = NOTHING_MORE,
+) -> None:
+    """Every rule but those on cost: what must still hold when an admitted job's next round begins.
+
+    Terms and a partner's own policy may have become stricter since the job was admitted.
+
+    Arguments and errors are those of :func:`judge`.
+    """
+    _allowed(request, terms, partner, cohort, own)
+
+
+def _allowed(
+    request: Request, terms: Terms | None, partner: str, cohort: int, own: NodePolicy
+) -> _Case:
+    if terms is None:
+        raise PolicyError("terms", "no terms are in force here, so nothing may run")
+    case = _Case(request, terms, partner, cohort, own)
+    for rule, allows in _REQUEST_RULES.items():
+        if complaint := allows(case):
+            raise PolicyError(rule, complaint)
+    return case
 
 
 def _partner(case: _Case) -> str:
@@ -187,6 +218,12 @@ def _steps(case: _Case) -> str:
     return "" if case.request.task.steps <= most else f"the terms allow {most} steps"
 
 
+def _sample(case: _Case) -> str:
+    customers = max(case.cohort, case.terms.partner(case.partner).customers)
+    small = case.request.task.sampling_prob * customers <= LARGEST_SAMPLE
+    return "" if small else f"a step may sample {LARGEST_SAMPLE:,} customers; lower sampling_prob"
+
+
 def _cohort(case: _Case) -> str:
     enough = case.cohort >= case.terms.minimum_cohort
     return "" if enough else "fewer customers than the terms' minimum cohort"
@@ -197,17 +234,17 @@ def _delta(case: _Case) -> str:
     return "" if safe else "the budget's delta is not below one in this partner's customers"
 
 
-def _epsilon(case: _Case) -> str:
+def _epsilon(case: _Case, ledger: Ledger) -> str:
     task, budget = case.request.task, case.terms.budget
-    alone = case.ledger.epsilon_of({task.event: task.steps}, budget.delta)
+    alone = ledger.epsilon_of({task.event: task.steps}, budget.delta)
     if not alone <= budget.epsilon:
         return f"this job alone costs more than the budget of {budget.epsilon:g}"
     most = case.own.max_epsilon_per_job
     return "" if alone <= most else f"this partner allows {most:g} for one job"
 
 
-def _budget(case: _Case) -> str:
-    task, ledger = case.request.task, case.ledger
+def _budget(case: _Case, ledger: Ledger) -> str:
+    task = case.request.task
     if ledger.budget != case.terms.budget:
         return "the ledger is kept under another budget than the terms'"
     together = ledger.epsilon_with(task.event, task.steps)
@@ -216,7 +253,7 @@ def _budget(case: _Case) -> str:
     return "what is left of the privacy budget does not cover this job"
 
 
-_JUDGES: dict[str, Callable[[_Case], str]] = {
+_REQUEST_RULES: dict[str, Callable[[_Case], str]] = {
     "partner": _partner,
     "purpose": _purpose,
     "label": _label,
@@ -225,8 +262,8 @@ _JUDGES: dict[str, Callable[[_Case], str]] = {
     "protection": _protection,
     "rounds": _rounds,
     "steps": _steps,
+    "sample": _sample,
     "cohort": _cohort,
     "delta": _delta,
-    "epsilon": _epsilon,
-    "budget": _budget,
 }
+_COST_RULES: dict[str, Callable[[_Case, Ledger], str]] = {"epsilon": _epsilon, "budget": _budget}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,23 +19,36 @@ EPILOG = (
     "can be used; 1: it cannot; 2: the schema file cannot."
 )
 
+_MEMORY_MB = 1000
+"""What a table of many thousand columns needs; beyond it, rows are spilled for a while."""
+
 
 def check(
-    schema: Annotated[Path, typer.Argument(show_default=False)],
-    source: Annotated[Path, typer.Argument(show_default=False)],
+    schema: Annotated[
+        Path,
+        typer.Argument(
+            show_default=False,
+            help="The agreed schema, a TOML file; examples/schema.toml explains every key.",
+        ),
+    ],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            show_default=False,
+            help="The table: a Parquet or CSV file, a folder of them, or a quoted glob.",
+        ),
+    ],
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the findings as JSON on stdout.")
     ] = False,
 ) -> None:
     """Check a table against a schema, before anyone trains on it.
 
-    SCHEMA is the agreed schema, a TOML file; examples/schema.toml explains every key. SOURCE is the
-    table: a Parquet or CSV file, a folder of them, or a quoted glob.
-
     Says which column breaks which rule and in how many rows, as a range; never a value. Nothing
-    is written and nothing leaves this machine. Keep the findings here: they describe your rows.
+    is kept and nothing leaves this machine. Keep the findings here: they describe your rows.
     """
     from dovetail.data.check import check as check_table
+    from dovetail.data.engine import Limits
     from dovetail.data.source import Source
     from dovetail.errors import SchemaError, SettingError
     from dovetail.schema import load_schema
@@ -43,7 +57,8 @@ def check(
         declared = load_schema(schema)
     except SchemaError as error:
         raise SettingError(str(error)) from None
-    report = check_table(Source.files(source), declared)
+    limits = Limits(memory_mb=_MEMORY_MB, work_folder=Path(tempfile.gettempdir()))
+    report = check_table(Source.files(source), declared, limits)
     if as_json:
         print_json(_record(report))
     else:

@@ -29,7 +29,14 @@ WIDTH_IN_FILES = 120
 
 
 def simulate(
-    study: Annotated[Path, typer.Argument(show_default=False)],
+    study: Annotated[
+        Path,
+        typer.Argument(
+            show_default=False,
+            help="A TOML file that names data, partners, model, ε and seeds; examples/study.toml "
+            "explains every key, examples/own-data is a study of own files.",
+        ),
+    ],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -58,9 +65,6 @@ def simulate(
     ] = False,
 ) -> None:
     """Compare training alone, together and pooled, over ε and seeds.
-
-    STUDY is a TOML file that names data, partners, model, ε and seeds; examples/study.toml explains
-    every key.
 
     Runs real nodes and the real coordinator on this machine, for each partner alone, for all
     together, for one imaginary company that holds all rows, and for that company without privacy.

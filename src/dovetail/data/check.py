@@ -85,9 +85,7 @@ def check_opened(opened: Session, schema: Schema) -> CheckReport:
     """Like :func:`check`, for a session that is open already."""
     misfits = tuple(_misfits(schema, opened.columns(ROWS)))
     if len(misfits) == len(schema.columns) + 2:
-        message = (
-            "it has none of the declared columns: is its first row the header, is it the file?"
-        )
+        message = "it has none of the declared columns: is it the right file, with a header?"
         return CheckReport((Finding(None, message),), ())
     if misfits:
         return CheckReport(misfits, ())

@@ -201,10 +201,10 @@ def _separator_in_header(file: Path) -> str:
 
 
 def _header(file: Path) -> str:
-    opened = gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb")
     try:
-        with opened:
-            line = opened.readline(_LONGEST_HEADER)
+        with file.open("rb") as raw:
+            packed = file.name.lower().endswith(".gz")
+            line = (gzip.GzipFile(fileobj=raw) if packed else raw).readline(_LONGEST_HEADER)
         return line.decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError:
         raise DataError(f"file {file.name!r} is not UTF-8 text: save it as CSV in UTF-8") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dovetail.agreement.policy import NodePolicy, Permit, judge
+from dovetail.agreement.policy import NodePolicy, Permit, judge, require_allowed
 from dovetail.agreement.request import Request, digest
 from dovetail.agreement.terms import Terms
 from dovetail.errors import PolicyError
@@ -57,8 +57,8 @@ class Gate:
         """Charges round ``number`` (1 for the first) of an admitted job.
 
         Raises:
-            PolicyError: the round does not belong to the job, or the request is not the one
-                that was admitted under this name.
+            PolicyError: the round does not belong to the job, the request is not the one that was
+                admitted under this name, or this node's terms or policy no longer allow it.
             LedgerError: the round was answered before, or the job is closed or unknown.
         """
         if not 1 <= number <= request.task.rounds:
@@ -66,6 +66,7 @@ class Gate:
         admitted = self._ledger.refresh().job(request.job)
         if admitted is None or admitted.request_digest != digest(request):
             raise PolicyError("request", f"job {request.job!r} was not admitted as asked here")
+        require_allowed(request, self._terms, self._partner, self._cohort, self._policy)
         self._ledger.begin(request.job, number, request.task.local_steps)
 
     def commit(self, request: Request, number: int) -> None:

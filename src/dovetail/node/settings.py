@@ -101,6 +101,11 @@ def start(settings: NodeSettings) -> Node:
     if not settings.arrays.exists():
         secret = _secret(settings.arrays.with_name(f"{settings.arrays.name}.secret"))
         prepare(settings.source, settings.terms.schema, settings.arrays, secret)
+    elif not settings.ledger.exists():
+        raise SettingError(
+            f"{settings.ledger.name}: the ledger is missing, though this node has run before; put "
+            f"its newest copy back (to begin anew on purpose, delete {settings.arrays.name!r} too)"
+        )
     customers = CustomerArrays.open(settings.arrays)
     if customers.schema != settings.terms.schema:
         raise SettingError(

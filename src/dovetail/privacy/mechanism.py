@@ -16,6 +16,7 @@ What is left:
   (2022), "Widespread underestimation of sensitivity in differentially private libraries and how to
   fix it". With all gradients in one direction, the worst that was tried, leaving one customer out
   moved the sum by 1.00 clip norms among 10⁵, 1.02 among 10⁶ and 4 among 10⁷ sampled customers.
+  ``agreement.policy`` refuses tasks that are expected to sample more than 10⁵.
 
 ``tests/privacy/test_mechanism.py`` keeps the grid; ``benchmarks/noise.py`` prints its price.
 """

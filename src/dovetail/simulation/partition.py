@@ -283,7 +283,7 @@ def _checked(assignment: dict[str, str], partners: Iterable[str]) -> dict[str, s
     for partner in order:
         if partner not in assignment.values():
             raise SettingError(
-                f"partner {partner!r} would have no customers: check its values, or for kind 'size' "
+                f"partner {partner!r} would have no customers: check its values; for kind 'size', "
                 "name fewer partners, a larger skew or another seed"
             )
     return dict(sorted(assignment.items(), key=lambda item: (order[item[1]], item[0])))

@@ -113,7 +113,8 @@ def _files(study: Study) -> list[tuple[str, Path]]:
 
 
 def _own_files(study: Study, key: str, folder: Path) -> Mapping[str, PartnerFiles]:
-    split, written = study.evaluation, {}
+    split = study.evaluation
+    written: dict[str, PartnerFiles] = {}
     keys = {name: partition.customers(file, key) for name, file in _files(study)}
     if not study.privacy.customers_overlap:
         _require_apart(keys)

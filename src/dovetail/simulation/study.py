@@ -108,8 +108,8 @@ class Partition:
         for name in names:
             require(
                 name.isprintable() and 0 < len(name.strip()) == len(name) <= LONGEST_NAME,
-                f"[partition]: a partner's name is 1 to {LONGEST_NAME} printable characters without "
-                "spaces around them",
+                f"[partition]: a partner's name is 1 to {LONGEST_NAME} printable characters, with "
+                "no space around them",
             )
             require(name.lower() != "all", "[partition]: no partner can be named 'all'")
 
