@@ -79,13 +79,13 @@ class Attack:
 
     Attributes:
         epsilon: of the job.
-        odds: by which factor the odds of any conclusion can change: ``e**ε``.
+        factor: how many times as likely a conclusion can become: ``e**ε``, plus δ.
         stated: true-positive rates that ε and δ allow, for :data:`FALSE_POSITIVE_RATES`.
         accounted: the same from the events of the job; never above ``stated``.
     """
 
     epsilon: float
-    odds: float
+    factor: float
     stated: tuple[float, ...]
     accounted: tuple[float, ...]
 
@@ -127,7 +127,7 @@ def attack(epsilon: float, delta: float, spending: Spending) -> Attack:
     rates = FALSE_POSITIVE_RATES
     return Attack(
         epsilon=epsilon,
-        odds=math.exp(epsilon),
+        factor=math.exp(epsilon),
         stated=tuple(best_true_positive_rate(epsilon, delta, rate) for rate in rates),
         accounted=tuple(
             min(best_true_positive_rate(e, d, rate) for e, d in [(epsilon, delta), *pairs])
