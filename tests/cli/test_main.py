@@ -209,6 +209,64 @@ def test_simulate_shows_a_table_and_where_things_are(tmp_path: Path) -> None:
     assert {row["partner"] for row in record["table"]} == {"north", "south", "east", "all"}
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_is_obeyed(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGHUP)}
+    monkeypatch.setattr(Study, "load", lambda path: signal.raise_signal(number))
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY)
+    try:
+        result = call("simulate", study)
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+    assert result.exit_code == Code.STOPPED
+    assert result.stderr == "error: stopped\n"
+
+
+def test_a_schema_that_does_not_hold_is_a_wrong_setting(tmp_path: Path, schema: Path) -> None:
+    study = tmp_path / "study.toml"
+    own = (
+        '{ schema = "schema.toml", file = "a.csv", first_day = 2024-01-01, last_day = 2024-02-01 }'
+    )
+    study.write_text(STUDY.replace('{ dataset = "synthetic", customers = 400 }', own))
+    schema.write_text(SCHEMA.replace("high = 100", "high = -1"))
+    before = set(tmp_path.iterdir())
+    result = call("simulate", study, "-o", tmp_path / "out")
+    assert result.exit_code == Code.USAGE
+    assert "schema.toml: column 'age': bounds reversed" in result.stderr
+    assert set(tmp_path.iterdir()) == before
+    swapped = call("simulate", schema)
+    assert swapped.exit_code == Code.USAGE
+    assert "this is a schema" in swapped.stderr
+
+
+def test_every_argument_says_what_it_is() -> None:
+    for command in ("simulate", "check"):
+        text = call(command, "--help").output
+        assert "TOML" in text[text.index("Arguments") :]
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    for words, expected in (("dovetail s", "simulate"), ("dovetail check --j", "--json")):
+        completing = {
+            "_DOVETAIL_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split()) - 1),
+        }
+        result = CliRunner().invoke(app, [], env=completing, prog_name="dovetail")
+        assert result.stdout.split() == [expected]
+
+
+def test_the_example_of_own_data_fits_its_schema() -> None:
+    example = Path(__file__).parents[2] / "examples" / "own-data"
+    study = Study.load(example / "study.toml")
+    for _, (file,) in study.partition.partners:
+        assert call("check", example / "schema.toml", file).exit_code == Code.DONE
+
+
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path: Path) -> None:
     study, output = tmp_path / "study.toml", tmp_path / "output"
     study.write_text(STUDY.replace("seeds = 1", "seeds = 2000"))

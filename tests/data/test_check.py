@@ -115,6 +115,14 @@ def test_a_column_that_is_not_there(write: Write, schema: Schema, table: Table) 
     assert "spned" not in str(caught.value)
 
 
+def test_a_table_without_its_header_is_told_so(schema: Schema, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("canary,17\nb,18\n")
+    (finding,) = report_on(path, schema).errors
+    assert finding.column is None
+    assert "none of the declared columns" in finding.message
+
+
 def test_column_names_ignore_case(write: Write, schema: Schema, table: Table) -> None:
     table["SPEND"] = table.pop("spend")
     assert report_on(write("t.parquet", table), schema).errors == ()

@@ -240,8 +240,10 @@ def test_an_existing_folder_is_never_overwritten(
     arrays = prepared(path, schema, tmp_path / "store")
     with pytest.raises(DataError, match="'store' exists already"):
         prepared(path, schema, tmp_path / "store")
+    (tmp_path / ".store.partial").mkdir()
+    (tmp_path / ".store.partial" / "numbers").write_bytes(b"rows that a killed process left")
     arrays.delete()
-    assert not (tmp_path / "store").exists()
+    assert list(tmp_path.glob("*store*")) == list(tmp_path.glob(".*")) == []
     prepared(path, schema, tmp_path / "store")
 
 

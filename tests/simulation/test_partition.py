@@ -175,3 +175,25 @@ def test_a_partner_needs_customers_on_both_sides(
     with pytest.raises(SettingError, match=missing):
         partition.write(path, "customer", {"1": "a", "2": "a"}, test, tmp_path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_by_column_names_the_column_that_was_meant(table: Path) -> None:
+    with pytest.raises(SettingError, match="no column 'aera' in the data; did you mean 'area'"):
+        partition.by_column(table, "customer", "aera")
+    with pytest.raises(SettingError, match="'customer' is the key"):
+        partition.by_column(table, "customer", "customer")
+
+
+def test_by_column_takes_no_column_of_many_values_for_partners(tmp_path: Path) -> None:
+    path = tmp_path / "many.parquet"
+    query = "SELECT range AS customer, 'canary' || range AS shop FROM range(101)"
+    materialise(query, {}, path)
+    with pytest.raises(SettingError, match="more than 100 values") as caught:
+        partition.by_column(path, "customer", "shop")
+    assert "canary" not in str(caught.value)
+
+
+def test_by_label_reads_truth_values_of_a_csv(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("who,bought\n007,true\n7,false\n8,1\n8,0\n")
+    assert partition.positives(path, "who", "bought") == {"007": True, "7": False, "8": True}

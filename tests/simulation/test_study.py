@@ -188,3 +188,41 @@ def test_an_error_names_the_file(tmp_path: Path) -> None:
     for path in (missing, broken, binary, tmp_path):
         with pytest.raises(SettingError, match=path.name):
             Study.load(path)
+
+
+OWN: dict[str, Any] = {"schema": "s.toml", "first_day": "2024-01-01", "last_day": "2024-06-30"}
+
+
+@pytest.mark.parametrize("name", ["", " ", "a ", "a\nb", "x" * 101, "all", "All"])
+def test_a_partners_name_fits_in_a_table(name: str) -> None:
+    record = changed("partition", {"partners": {name: ["north"]}})
+    with pytest.raises(SettingError, match=r"\[partition\]"):
+        parse_study(record, Path())
+
+
+def test_days_in_the_wrong_order_are_refused_before_any_row_is_read() -> None:
+    record = changed("data", {**OWN, "file": "a.csv", "last_day": "2023-01-01"})
+    with pytest.raises(SettingError, match=r"\[data\]: last_day lies before first_day"):
+        parse_study(record, Path())
+
+
+def test_files_per_partner_beside_one_file_are_told_apart() -> None:
+    record = changed("data", {**OWN, "file": "a.csv"})
+    record["partition"] = {"partners": {"north": "north.csv"}}
+    with pytest.raises(SettingError, match="lists of the column's values, or with kind = 'files'"):
+        parse_study(record, Path())
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("Made-up purchases", "made-up-purchases-results"),
+        ("../../etc/passwd", "etc-passwd-results"),
+        ("..", "study-results"),
+        ("<b> & [red]", "b-red-results"),
+        ("Café 店", "café-店-results"),
+        ("店" * 400, "店" * 33 + "-results"),
+    ],
+)
+def test_results_go_into_a_folder_right_here(name: str, folder: str) -> None:
+    assert parse_study(changed("name", name), Path()).default_output == Path(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -100,13 +101,25 @@ def test_by_size(study: Study, tmp_path: Path) -> None:
     assert set(sizes(ground)) == {"big", "small"}
 
 
-def test_one_file_per_partner_may_share_keys(study: Study, tmp_path: Path) -> None:
+def test_files_share_keys_only_where_customers_may_overlap(study: Study, tmp_path: Path) -> None:
     files = [write(tmp_path / f"{name}.csv", rows(0, 80, "same")) for name in ("x", "y")]
     partners = tuple((file.stem, (str(file),)) for file in files)
     own = replace(
         study, data=replace(study.data, file=None), partition=Partition("files", partners)
     )
-    assert sizes(ground_of(own, tmp_path / "ground")) == {"x": 80, "y": 80}
+    with pytest.raises(SettingError, match=r"'x' and 'y' .* customers_overlap = true") as caught:
+        ground_of(own, tmp_path / "refused")
+    assert not re.search(r"same\d", str(caught.value))
+    overlapping = replace(own, privacy=replace(own.privacy, customers_overlap=True))
+    assert sizes(ground_of(overlapping, tmp_path / "ground")) == {"x": 80, "y": 80}
+
+
+def test_keys_of_a_csv_are_text(study: Study, tmp_path: Path) -> None:
+    padded = [f"00{row[1:]}" if i % 2 else row[1:] for i, row in enumerate(rows(100, 99, "a"))]
+    assert study.data.file is not None
+    write(study.data.file, padded, rows(0, 100, "b"))
+    keys = {row.split(",")[0] for row in padded}
+    assert sizes(ground_of(study, tmp_path / "ground"))["a"] == len(keys) > 99
 
 
 def test_only_the_chosen_features_are_read(study: Study, tmp_path: Path) -> None:
@@ -173,8 +186,13 @@ def test_bad_data_is_refused_by_name(study: Study, tmp_path: Path) -> None:
     assert study.data.file is not None
     one_class = rows(0, 100, "b", bought="0")
     write(study.data.file, rows(0, 150, "a"), one_class)
-    with pytest.raises(SchemaError, match=r"partner 'b': column 'bought': .*one class"):
+    with pytest.raises(
+        SchemaError, match=r"partner 'b', training customers: column 'bought': .*one class"
+    ):
         ground_of(study, tmp_path / "1")
+    write(study.data.file, rows(0, 150, "a"), [",1,1,1,b"])
+    with pytest.raises(SchemaError, match=r"rows\.csv.* column 'id': the key is NULL"):
+        ground_of(study, tmp_path / "no key")
     study.data.file.unlink()
     with pytest.raises(DataError, match=r"rows\.csv"):
         ground_of(study, tmp_path / "2")

@@ -252,6 +252,36 @@ def test_one_folder_takes_one_run_at_a_time(tmp_path: Path) -> None:
         pass
 
 
+def test_a_failed_run_leaves_what_was_finished_and_nothing_else(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "output"
+
+    def fail(finished: tuple[str, ...]) -> None:
+        with only_run(output):
+            (output / "runs").mkdir()
+            for name in finished:
+                (output / "runs" / name).touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail(())
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt):
+        fail(("finished.npz",))
+    assert {path.name for path in output.iterdir()} == {".lock", "runs"}
+
+
+def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file/output' cannot be made: not a directory"):
+        STUDY.run(tmp_path / "file" / "output", workers=1)
+
+
+def test_a_delta_that_no_epsilon_belongs_to_is_a_wrong_setting(tmp_path: Path) -> None:
+    study = replace(STUDY, privacy=replace(STUDY.privacy, delta=1e-300))
+    with pytest.raises(SettingError, match=r"\[privacy\]: epsilons at delta = 1e-300"):
+        study.run(tmp_path, workers=1)
+
+
 @pytest.mark.parametrize(
     ("study", "message"),
     [
@@ -273,8 +303,10 @@ def test_what_cannot_run_is_refused_before_anything_runs(
     with pytest.raises((SettingError, DataError, PolicyError), match=message):
         study.run(tmp_path, workers=1, on_progress=told.append)
     assert told == []
-    assert list((tmp_path / "runs").iterdir()) == []
-    assert not (tmp_path / ".prepared").exists()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises((SettingError, DataError, PolicyError), match=message):
+        study.run(tmp_path / "new" / "folder", workers=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_workers_are_started_when_they_save_more_than_they_cost() -> None:
