@@ -241,6 +241,18 @@ def test_a_full_disk_leaves_nothing_half(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_ends_a_study_wherever_it_strikes(tmp_path: Path) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (0, 200, 3000, 9000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            with pytest.raises(DataError, match=r"cannot be written|no disk space"):
+                STUDY.run(tmp_path / "output", workers=1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_one_folder_takes_one_run_at_a_time(tmp_path: Path) -> None:
     with (
         only_run(tmp_path),

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dovetail.data.source import materialise
-from dovetail.errors import SettingError
+from dovetail.errors import DataError, SettingError
 from dovetail.schema import Category, Column, Label, Number, Schema
 
 Floats = npt.NDArray[np.float64]
@@ -95,10 +95,14 @@ def synthetic(
     table = _drawn(customers, np.random.default_rng(seed), synthetic_truth(numbers), rows)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.csv"
-        with path.open("w", encoding="utf-8", newline="") as opened:
-            writer = csv.writer(opened)
-            writer.writerow(table)
-            writer.writerows(zip(*table.values(), strict=True))
+        try:
+            with path.open("w", encoding="utf-8", newline="") as opened:
+                writer = csv.writer(opened)
+                writer.writerow(table)
+                writer.writerows(zip(*table.values(), strict=True))
+        except OSError as error:
+            reason = (error.strerror or "input/output error").lower()
+            raise DataError(f"made-up rows cannot be written: {reason}") from None
         materialise("FROM made_up", {"made_up": path}, destination)
     return synthetic_schema(numbers, rows)
 

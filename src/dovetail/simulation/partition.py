@@ -17,7 +17,7 @@ import numpy as np
 
 from dovetail.data.engine import ROWS, Limits, literal, quote
 from dovetail.data.source import Source, materialise, run_query
-from dovetail.errors import SettingError
+from dovetail.errors import DataError, SettingError
 from dovetail.schema import did_you_mean
 
 Assignment = Mapping[str, str]
@@ -234,10 +234,14 @@ def _rows_of(partner: str, key: str, *, is_test: bool) -> str:
 
 
 def _write_places(path: Path, assignment: Assignment, test: Collection[str]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as opened:
-        writer = csv.writer(opened, quoting=csv.QUOTE_NONNUMERIC)
-        writer.writerow(("place_key", "place_partner", "place_test"))
-        writer.writerows((f"key {k}", f"of {p}", int(k in test)) for k, p in assignment.items())
+    try:
+        with path.open("w", encoding="utf-8", newline="") as opened:
+            writer = csv.writer(opened, quoting=csv.QUOTE_NONNUMERIC)
+            writer.writerow(("place_key", "place_partner", "place_test"))
+            writer.writerows((f"key {k}", f"of {p}", int(k in test)) for k, p in assignment.items())
+    except OSError as error:
+        reason = (error.strerror or "input/output error").lower()
+        raise DataError(f"who is whose cannot be written: {reason}; is the disk full?") from None
 
 
 def _dealt(

@@ -76,7 +76,8 @@ def _prepared(
     secret = sha256(b"dovetail study, rows kept of a customer").digest()
     with _naming(f"partner {name!r}, training customers"):
         prepare(Source.files(files.train), schema, folder / "training", secret)
-    with _naming(f"partner {name!r}, held-out customers ([evaluation] test_share, seed)"):
+    again = "; change [evaluation] test_share or seed"
+    with _naming(f"partner {name!r}, held-out customers", mend=again):
         prepare(Source.files(files.test), schema, folder / "held out", secret)
     declared = rounded(files.train_customers)
     role = origin.roles.get(name, name)
@@ -141,12 +142,12 @@ def _require_apart(keys: Mapping[str, tuple[str, ...]]) -> None:
 
 
 @contextmanager
-def _naming(where: str) -> Iterator[None]:
+def _naming(where: str, mend: str = "") -> Iterator[None]:
     """Says in an error about a table whose it is."""
     try:
         yield
     except SchemaError as error:
-        raise SchemaError(f"{where}: {error}") from None
+        raise SchemaError(f"{where}: {error}{mend}") from None
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
 
