@@ -17,7 +17,7 @@ from dovetail.agreement.request import ModelSpec
 from dovetail.simulation import complete_journey
 from dovetail.simulation.demo import TRAINING
 from dovetail.simulation.results import ALL, Comparison, Estimate, estimate, select
-from dovetail.simulation.running import Progress
+from dovetail.simulation.running import Progress, run_study
 from dovetail.simulation.study import Partition, Study, StudyData, StudyPrivacy, Training
 from dovetail.simulation.study_result import StudyResult, shown
 
@@ -79,7 +79,7 @@ def run(study: Study) -> StudyResult:
         sys.stderr.flush()
 
     with tempfile.TemporaryDirectory() as folder:
-        result = study.run(Path(folder) / "study", on_progress=tell)
+        result = run_study(study, Path(folder) / "study", on_progress=tell)
     sys.stderr.write("\n")
     return result
 

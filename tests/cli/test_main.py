@@ -16,7 +16,8 @@ from dovetail import __version__
 from dovetail.cli.main import app
 from dovetail.cli.outcome import Code
 from dovetail.errors import AgreementError, PolicyError, SettingError
-from dovetail.simulation import Study
+from dovetail.simulation import running, study_file
+from dovetail.simulation.study_file import read_study
 
 SCHEMA = """
 name = "customers"
@@ -123,7 +124,7 @@ def test_an_error_is_one_message_and_a_code(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(Study, "run", fail)
+    monkeypatch.setattr(running, "run_study", fail)
     result = call("simulate", study, "--quiet")
     assert result.exit_code == code
     assert result.stderr.startswith("error: ")
@@ -214,7 +215,7 @@ def test_a_signal_to_end_is_obeyed(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {kind: signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGHUP)}
-    monkeypatch.setattr(Study, "load", lambda path: signal.raise_signal(number))
+    monkeypatch.setattr(study_file, "read_study", lambda path: signal.raise_signal(number))
     study = tmp_path / "study.toml"
     study.write_text(STUDY)
     try:
@@ -262,7 +263,7 @@ def test_the_shell_completes_commands_and_options() -> None:
 
 def test_the_example_of_own_data_fits_its_schema() -> None:
     example = Path(__file__).parents[2] / "examples" / "own-data"
-    study = Study.load(example / "study.toml")
+    study = read_study(example / "study.toml")
     for _, (file,) in study.partition.partners:
         assert call("check", example / "schema.toml", file).exit_code == Code.DONE
 

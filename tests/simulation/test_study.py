@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from dovetail.errors import SettingError
-from dovetail.simulation import Study
 from dovetail.simulation.study_file import parse_study, read_study
 
 ROOT = Path(__file__).parents[2]
@@ -187,7 +186,7 @@ def test_an_error_names_the_file(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe")
     for path in (missing, broken, binary, tmp_path):
         with pytest.raises(SettingError, match=path.name):
-            Study.load(path)
+            read_study(path)
 
 
 OWN: dict[str, Any] = {"schema": "s.toml", "first_day": "2024-01-01", "last_day": "2024-06-30"}

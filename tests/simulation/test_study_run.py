@@ -17,12 +17,19 @@ import pytest
 from dovetail.agreement.request import ModelSpec
 from dovetail.data.tidy import read_parquet
 from dovetail.errors import DataError, PolicyError, SettingError
-from dovetail.simulation import Study
 from dovetail.simulation.cell_store import CellStore, only_run, write_whole
 from dovetail.simulation.comparison import Cell, CellResult
 from dovetail.simulation.results import ALL
 from dovetail.simulation.running import Progress, run_study, worth_starting
-from dovetail.simulation.study import Evaluation, Partition, StudyData, StudyPrivacy, Training
+from dovetail.simulation.study import (
+    Evaluation,
+    Partition,
+    Study,
+    StudyData,
+    StudyPrivacy,
+    Training,
+)
+from dovetail.simulation.study_file import read_study
 from dovetail.simulation.study_result import StudyResult
 
 STUDY = Study(
@@ -55,9 +62,10 @@ evaluation = { every_rounds = 2 }
 
 CHILD = """
 import sys
-from dovetail.simulation import Study
+from dovetail.simulation.running import run_study
+from dovetail.simulation.study_file import read_study
 tell = lambda progress: print(progress.done, flush=True)
-Study.load(sys.argv[1]).run(sys.argv[2], workers=1, on_progress=tell)
+run_study(read_study(sys.argv[1]), sys.argv[2], workers=1, on_progress=tell)
 """
 
 
@@ -69,7 +77,7 @@ def whole_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(whole_folder: Path) -> StudyResult:
     """The study, run at once in this process."""
-    return STUDY.run(whole_folder, workers=1)
+    return run_study(STUDY, whole_folder, workers=1)
 
 
 def assert_equal(result: StudyResult, other: StudyResult) -> None:
@@ -163,7 +171,7 @@ def test_the_table_prints_and_shows_in_a_notebook(whole: StudyResult) -> None:
 
 def test_a_second_run_reuses_every_cell(whole: StudyResult, whole_folder: Path) -> None:
     told: list[Progress] = []
-    again = STUDY.run(whole_folder, on_progress=told.append)
+    again = run_study(STUDY, whole_folder, on_progress=told.append)
     assert_equal(again, whole)
     assert [(p.done, p.total, p.reused) for p in told] == [(CELLS, CELLS, CELLS)]
 
@@ -212,7 +220,7 @@ def test_a_killed_run_goes_on_in_workers_and_ends_as_if_nothing_had_happened(
     assert child.wait() == -signal.SIGKILL
     assert not (output / "results.json").exists()
     told: list[Progress] = []
-    result = Study.load(study).run(output, workers=2, on_progress=told.append)
+    result = run_study(read_study(study), output, workers=2, on_progress=told.append)
     assert 5 <= told[0].reused < CELLS
     assert_equal(result, whole)
 
@@ -247,7 +255,7 @@ def test_a_full_disk_ends_a_study_wherever_it_strikes(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
         try:
             with pytest.raises(DataError, match=r"cannot be written|no disk space"):
-                STUDY.run(tmp_path / "output", workers=1)
+                run_study(STUDY, tmp_path / "output", workers=1)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         assert list(tmp_path.iterdir()) == []
@@ -285,13 +293,13 @@ def test_a_failed_run_leaves_what_was_finished_and_nothing_else(tmp_path: Path) 
 def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"file/output' cannot be made: not a directory"):
-        STUDY.run(tmp_path / "file" / "output", workers=1)
+        run_study(STUDY, tmp_path / "file" / "output", workers=1)
 
 
 def test_a_delta_that_no_epsilon_belongs_to_is_a_wrong_setting(tmp_path: Path) -> None:
     study = replace(STUDY, privacy=replace(STUDY.privacy, delta=1e-300))
     with pytest.raises(SettingError, match=r"\[privacy\]: epsilons at delta = 1e-300"):
-        study.run(tmp_path, workers=1)
+        run_study(study, tmp_path, workers=1)
 
 
 @pytest.mark.parametrize(
@@ -313,11 +321,11 @@ def test_what_cannot_run_is_refused_before_anything_runs(
 ) -> None:
     told: list[Progress] = []
     with pytest.raises((SettingError, DataError, PolicyError), match=message):
-        study.run(tmp_path, workers=1, on_progress=told.append)
+        run_study(study, tmp_path, workers=1, on_progress=told.append)
     assert told == []
     assert list(tmp_path.iterdir()) == []
     with pytest.raises((SettingError, DataError, PolicyError), match=message):
-        study.run(tmp_path / "new" / "folder", workers=1)
+        run_study(study, tmp_path / "new" / "folder", workers=1)
     assert list(tmp_path.iterdir()) == []
 
 

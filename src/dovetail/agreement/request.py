@@ -28,6 +28,10 @@ MAX_STEPS = 10_000_000
 _JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
+CLIP_NORMS = (1e-3, 1e6)
+"""Clip norms that float32 arithmetic can enforce: below, what it loses could exceed them."""
+
+
 @dataclass(frozen=True)
 class Parameter:
     """One array of a model's parameters.
@@ -112,7 +116,7 @@ class TrainingTask:
         rounds: rounds of the job, >= 1.
         local_steps: DP-SGD steps that each node takes in a round, >= 1.
         sampling_prob: probability with which a customer takes part in a step, in (0, 1].
-        l2_clip_norm: bound on one customer's summed gradient, > 0.
+        l2_clip_norm: bound on one customer's summed gradient, in :data:`CLIP_NORMS`.
         noise_multiplier: noise per unit of ``l2_clip_norm``, > 0; 0 only without protection.
         local_optimizer: what a node applies its noised gradients with.
         learning_rate: of the local optimiser, > 0.
@@ -166,6 +170,11 @@ class TrainingTask:
         require(self.label not in self.features, "task: the label cannot be a feature")
 
     def _check_noise(self) -> None:
+        low, high = CLIP_NORMS
+        require(
+            low <= self.l2_clip_norm <= high,
+            f"task: l2_clip_norm must lie between {low:g} and {high:g}",
+        )
         noisy = positive(self.noise_multiplier * self.l2_clip_norm)
         raw = self.protection == "none" and self.noise_multiplier == 0
         require(noisy or raw, "task: noise_multiplier must be above 0 and finite")

@@ -71,13 +71,14 @@ def simulate(
     Writes results.parquet, results.json and privacy-utility.svg and .png. What it measures is
     your own view of your own rows: it is not private.
     """
-    from dovetail.simulation import Study
+    from dovetail.simulation.running import run_study
+    from dovetail.simulation.study_file import read_study
 
-    loaded = Study.load(study)
+    loaded = read_study(study)
     folder = output or loaded.default_output
     try:
         with _progress(quiet) as on_progress:
-            result = loaded.run(folder, workers=workers, on_progress=on_progress)
+            result = run_study(loaded, folder, workers=workers, on_progress=on_progress)
     except KeyboardInterrupt:
         complain("stopped; finished runs are kept: give the same command again to go on")
         raise typer.Exit(Code.STOPPED) from None

@@ -2,13 +2,10 @@
 
 ::
 
-    from dovetail.simulation import Study
+    from dovetail.simulation.running import run_study
+    from dovetail.simulation.study_file import read_study
 
-    result = Study.load("study.toml").run()
+    result = run_study(read_study("study.toml"))
     result.table()
     result.plot()
 """
-
-from dovetail.simulation.study import Study
-
-__all__ = ["Study"]

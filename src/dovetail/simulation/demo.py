@@ -24,7 +24,7 @@ from dovetail.simulation.comparison import terms_of
 from dovetail.simulation.ground import Ground, open_ground
 from dovetail.simulation.preparing import prepare_ground
 from dovetail.simulation.report import HeadlineJob, write_report
-from dovetail.simulation.running import Progress
+from dovetail.simulation.running import Progress, run_study
 from dovetail.simulation.study import Partition, Study, StudyData, StudyPrivacy, Training
 from dovetail.simulation.study_result import StudyResult
 from dovetail.simulation.world import World
@@ -149,7 +149,7 @@ def run_demo(
     watch.step("Building one row per mailing from all purchases")
     build(mailings)
     watch.step("Comparing: each partner alone, all together, one imaginary company")
-    result = study.run(output, on_progress=watch.study)
+    result = run_study(study, output, on_progress=watch.study)
     epsilon = HEADLINE if HEADLINE in epsilons else epsilons[0]
     watch.step(f"Running the headline job at ε = {epsilon:g}, with ledgers on disk")
     job = _headline_job(result, epsilon, output, today, watch.job)

@@ -70,7 +70,7 @@ class Progress:
 
 def run_study(
     study: Study,
-    output: Path,
+    output: str | Path | None = None,
     *,
     workers: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -83,7 +83,8 @@ def run_study(
     Args:
         study: what to run.
         output: a folder: ``runs/`` for finished runs, ``results.parquet``, ``results.json``,
-            ``privacy-utility.svg`` and ``.png``.
+            ``privacy-utility.svg`` and ``.png``. By default one named after the study, in the
+            current folder. A later call with the same folder goes on where this one stops.
         workers: processes; 1 runs everything in this one, ``None`` takes as many as pay off.
         on_progress: called at the start and after every finished run.
         clock: seconds from some fixed moment.
@@ -92,6 +93,7 @@ def run_study(
         DovetailError: data, settings or partners do not allow it. Finished runs stay.
     """
     require(workers is None or workers >= 1, "workers must be at least 1")
+    output = study.default_output if output is None else Path(output)
     use_one_thread()
     noise = _noise_multipliers(study)
     with only_run(output), _scratch(output) as scratch:

@@ -1,30 +1,16 @@
-"""A study: which data, split how, which model, at which ε, how often.
-
-Five lines of a notebook::
-
-    from dovetail.simulation import Study
-
-    result = Study.load("study.toml").run()
-    result.table()
-    result.plot()
-"""
+"""A study: which data, split how, which model, at which ε, how often."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from dovetail.agreement.record import positive, require
 from dovetail.agreement.request import LocalOptimizer, ModelSpec, ServerOptimizer, TrainingTask
 from dovetail.errors import SettingError
-
-if TYPE_CHECKING:
-    from dovetail.simulation.running import Progress
-    from dovetail.simulation.study_result import StudyResult
 
 DataName = Literal["complete_journey", "hillstrom", "synthetic", "own"]
 PartitionKind = Literal["column", "size", "files"]
@@ -249,41 +235,6 @@ class Study:
                 self.partition.kind != "files",
                 "[partition]: kind 'files' is for your own data",
             )
-
-    @staticmethod
-    def load(path: str | Path) -> Study:
-        """The study in a TOML file; paths in it are relative to the file.
-
-        Raises:
-            SettingError: the file cannot be read, or a key is unknown, missing or out of range; the
-                message names the file and the key.
-        """
-        from dovetail.simulation.study_file import read_study
-
-        return read_study(Path(path))
-
-    def run(
-        self,
-        output: str | Path | None = None,
-        *,
-        workers: int | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
-    ) -> StudyResult:
-        """Runs what is not yet done, and gives back everything that was measured.
-
-        Args:
-            output: folder for finished cells and results; by default named after the study, in the
-                current one. A later run with the same folder goes on where this one stops.
-            workers: processes; by default as many as pay off. The results do not depend on it.
-            on_progress: called after every finished cell.
-
-        Raises:
-            DovetailError: data, settings or partners do not allow it; what was finished stays.
-        """
-        from dovetail.simulation.running import run_study
-
-        folder = Path(output) if output is not None else self.default_output
-        return run_study(self, folder, workers=workers, on_progress=on_progress)
 
     @property
     def default_output(self) -> Path:

@@ -30,13 +30,14 @@ _SECTIONS = ("data", "partition", "model", "training", "privacy", "evaluation")
 _MOST_SEEDS = 10_000
 
 
-def read_study(path: Path) -> Study:
+def read_study(path: str | Path) -> Study:
     """The study in a TOML file; paths in it are relative to the file's folder.
 
     Raises:
         SettingError: the file cannot be read, or a key is unknown, missing or out of range; the
             message names the file, the section and the key, and the key that was probably meant.
     """
+    path = Path(path)
     try:
         record = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
