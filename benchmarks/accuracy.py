@@ -86,7 +86,7 @@ def run(study: Study) -> StudyResult:
 
 def show_journey(result: StudyResult) -> None:
     ceiling = found(result, "pooled", None)
-    print(f"\nComplete Journey, household-level, δ = 1e-4; {ceiling.seeds} seeds, all test rows")
+    print(f"\nComplete Journey, household-level, δ = 1e-4; {ceiling.seeds} seeds (± over these), all test rows")
     print(f"pooled without DP {shown(ceiling)}   reference {REFERENCES[None]:.3f}")
     names = [partner.name for partner in result.partners]
     print("    ε   reference   pooled DP       ÷ reference   joint, per-partner noise   alone: ")
@@ -104,7 +104,7 @@ def show_journey(result: StudyResult) -> None:
 def show_hillstrom(result: StudyResult) -> None:
     joint, pooled = found(result, "joint", 1.0), found(result, "pooled_dp", 1.0)
     ceiling = found(result, "pooled", None)
-    print(f"\nHillstrom visit, ε = 1, δ = 1e-5; {joint.seeds} seeds, all test rows")
+    print(f"\nHillstrom visit, ε = 1, δ = 1e-5; {joint.seeds} seeds (± over these), all test rows")
     print(f"pooled without DP {shown(ceiling)}, pooled DP {shown(pooled)}, joint {shown(joint)}")
     print(f"least asked for the joint model: {HILLSTROM_LEAST:.3f}")
 

@@ -113,13 +113,20 @@ class UngatedNode:
 
     def __init__(self, partition: int) -> None:
         use_one_thread()
+        self._partner = f"p{partition}"
         self._runner = Runner(
             RandomCustomers(partition), SCHEMA, CUSTOMERS, lambda *_: SecureSampler(fresh_key())
         )
 
-    def propose(self, _request: Record, _terms_digest: str) -> Record:
+    def propose(self, request: Record, terms_digest: str) -> Record:
         """Permits everything."""
-        return {}
+        asked = requests.from_record(request)
+        return {
+            "job": asked.job,
+            "partner": self._partner,
+            "request_digest": requests.digest(asked),
+            "terms_digest": terms_digest,
+        }
 
     def train(
         self, request: Record, number: int, arrays: Mapping[str, Any], state: Mapping[str, Any]

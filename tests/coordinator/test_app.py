@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from dovetail.agreement.request import Request
+from dovetail.agreement.request import Request, digest
 from dovetail.coordinator.app import JobEvent, Run
 from dovetail.coordinator.job import State
-from dovetail.errors import PolicyError, SettingError, TooManyDropouts, TransportError
+from dovetail.errors import (
+    PolicyError,
+    RemoteProtocolError,
+    SettingError,
+    TooManyDropouts,
+    TransportError,
+)
 from dovetail.flower import codec
 from dovetail.flower.records import array_record, named_arrays
 from dovetail.simulation.world import World
@@ -158,3 +165,24 @@ def test_overlapping_customers_pay_for_all_partners() -> None:
         together = world.run(REQUEST)
     assert apart.joint_epsilon == max(apart.epsilon.values())
     assert together.joint_epsilon > 1.3 * apart.joint_epsilon
+
+
+def test_a_permit_for_something_else_is_no_permit() -> None:
+    other = Request("job-1", replace(TASK, seed=7))
+
+    def swapped(number: int, node: int, answer: Answer) -> Answer:
+        if number or node != 1 or isinstance(answer, TransportError):
+            return answer
+        reply = codec.decode(answer)
+        config = reply.content.config_records["config"]
+        permit = json.loads(str(config["permit"]))
+        config["permit"] = json.dumps({**permit, "request_digest": digest(other)})
+        return codec.encode(reply)
+
+    with World(terms(), customers(), 0) as world:
+        run = start(world, swapped, [])
+        with pytest.raises(RemoteProtocolError, match="platform"):
+            run.run()
+        charged = [store.refresh().spending() for store in world.ledgers.values()]
+    assert run.job.state is State.FAILED
+    assert charged == [{}, {}, {}]

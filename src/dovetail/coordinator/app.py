@@ -16,7 +16,13 @@ from dovetail.agreement.request import Request
 from dovetail.agreement.terms import Terms
 from dovetail.coordinator.job import Job, State
 from dovetail.coordinator.round import Arrays, Round, calibrated, initial_arrays
-from dovetail.errors import DovetailError, PolicyError, SettingError, TooManyDropouts
+from dovetail.errors import (
+    DovetailError,
+    PolicyError,
+    RemoteProtocolError,
+    SettingError,
+    TooManyDropouts,
+)
 from dovetail.flower import actions
 from dovetail.flower.grid import CheckedGrid, Expected, ask
 from dovetail.flower.strategies import apply_mean, server_optimizer
@@ -72,7 +78,6 @@ class Run:
     on_event: Callable[[JobEvent], None] = lambda _: None
     on_round: Callable[[int, Arrays], None] = lambda _number, _arrays: None
     job: Job = field(init=False)
-    _answered: dict[str, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.partners:
@@ -115,14 +120,28 @@ class Run:
         refusals: list[tuple[str, DovetailError]] = []
         for node, reply in ask(self.channel, messages, self.deadline):
             partner = self.partners[node]
-            if isinstance(reply, DovetailError):
-                refusals.append((partner, reply))
-                self._tell("refused", partner, str(reply))
+            try:
+                if isinstance(reply, DovetailError):
+                    raise reply
+                self._check_permit(partner, actions.permit_of(reply))
+            except DovetailError as error:
+                refusals.append((partner, error))
+                self._tell("refused", partner, str(error))
             else:
                 self._tell("permitted", partner)
         if refusals:
             self._refuse(refusals)
         self.job = self.job.move(State.APPROVED)
+
+    def _check_permit(self, partner: str, permit: actions.Record) -> None:
+        expected = {
+            "job": self.request.job,
+            "partner": partner,
+            "request_digest": requests.digest(self.request),
+            "terms_digest": agreed.digest(self.terms),
+        }
+        if {name: permit.get(name) for name in expected} != expected:
+            raise RemoteProtocolError("the permit is for something else than was asked")
 
     def _refuse(self, refusals: list[tuple[str, DovetailError]]) -> None:
         reason = "; ".join(f"{partner}: {error}" for partner, error in refusals)
