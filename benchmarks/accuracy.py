@@ -86,7 +86,8 @@ def run(study: Study) -> StudyResult:
 
 def show_journey(result: StudyResult) -> None:
     ceiling = found(result, "pooled", None)
-    print(f"\nComplete Journey, household-level, δ = 1e-4; {ceiling.seeds} seeds (± over these), all test rows")
+    print("\nComplete Journey, household-level, δ = 1e-4, all test rows;")
+    print(f"± over {ceiling.seeds} noise seeds alone")
     print(f"pooled without DP {shown(ceiling)}   reference {REFERENCES[None]:.3f}")
     names = [partner.name for partner in result.partners]
     print("    ε   reference   pooled DP       ÷ reference   joint, per-partner noise   alone: ")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from dovetail.errors import DataError, SettingError
 from dovetail.simulation.comparison import Cell, CellResult
 from dovetail.simulation.results import Measurement
 from dovetail.simulation.study import Study
+from dovetail.store import whole_file
 
 _UNREADABLE = (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError)
 
@@ -84,17 +84,10 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         DataError: the disk is full or the folder cannot be written; nothing half is left.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        whole_file.write_whole(path, content)
     except OSError as error:
         raise DataError(f"{path.name!r} cannot be written: {_reason(error)}") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:

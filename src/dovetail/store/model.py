@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -30,6 +29,7 @@ from dovetail.agreement.terms import Terms
 from dovetail.errors import DataError, SettingError
 from dovetail.privacy import accountant
 from dovetail.privacy.release import Release
+from dovetail.store.whole_file import write_whole
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 
@@ -180,9 +180,9 @@ def save_model(folder: Path, release: Release, card: ModelCard) -> None:
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / ARRAYS_FILE, content)
-        _write(folder / PAGE_FILE, page(card).encode())
-        _write(folder / CARD_FILE, text.encode())
+        write_whole(folder / ARRAYS_FILE, content)
+        write_whole(folder / PAGE_FILE, page(card).encode())
+        write_whole(folder / CARD_FILE, text.encode())
     except OSError as error:
         message = f"the model folder {folder.name!r} cannot be written ({error.strerror})"
         raise DataError(message) from None
@@ -329,15 +329,3 @@ def _check_arrays(arrays: Arrays, card: ModelCard) -> None:
     for name, array in arrays.items():
         require(array.dtype == np.float32, f"array {name!r} is not float32")
         require(math.isfinite(float(np.abs(array).sum())), f"array {name!r} is not finite")
-
-
-def _write(path: Path, content: bytes) -> None:
-    waiting = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with waiting.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        waiting.replace(path)
-    finally:
-        waiting.unlink(missing_ok=True)
