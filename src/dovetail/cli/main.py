@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dovetail import __version__
-from dovetail.cli import check, demo, simulate
+from dovetail.cli import check, demo, ledger, simulate
 from dovetail.cli.outcome import Commands
 
 app = typer.Typer(
@@ -49,3 +49,4 @@ def _paragraphs(command: Callable[..., None]) -> str:
 app.command(help=_paragraphs(simulate.simulate), epilog=simulate.EPILOG)(simulate.simulate)
 app.command(help=_paragraphs(check.check), epilog=check.EPILOG)(check.check)
 app.command(help=_paragraphs(demo.demo), epilog=demo.EPILOG)(demo.demo)
+app.command(help=_paragraphs(ledger.ledger), epilog=ledger.EPILOG)(ledger.ledger)
