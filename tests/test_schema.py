@@ -116,6 +116,8 @@ def test_the_example_is_a_schema() -> None:
         ("[columns.department]", '[columns."spend is missing"]', ["spend is missing", "twice"]),
         ("[columns.department]", '[columns."\\u0000"]', ["printable name"]),
         ("[label]", "[label", ["not valid TOML"]),
+        ("[label]", "[lable]", ["[label] is missing", "'lable'; did you mean 'label'?"]),
+        ("[label]", "[outcome]", ["[label] is missing"]),
     ],
 )
 def test_mistakes_are_named(old: str, new: str, words: list[str]) -> None:
@@ -132,6 +134,11 @@ def test_a_schema_needs_columns() -> None:
         parse_schema(TOML.split("[columns.spend]")[0], "x")
     with pytest.raises(SchemaError, match="no columns"):
         Schema("n", "k", "u", (), Label("y", 0.5), 1)
+
+
+def test_columns_that_are_misspelt_are_named() -> None:
+    with pytest.raises(SchemaError, match=r"no columns, but .* 'colums'; did you mean 'columns'"):
+        parse_schema('name = "t"\n[colums.age]\ntype = "number"\n', "schema.toml")
 
 
 def test_an_unreadable_file_is_a_setting(tmp_path: Path) -> None:

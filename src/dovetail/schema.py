@@ -265,7 +265,10 @@ def schema_from_record(record: Mapping[str, Any]) -> Schema:
     """
     columns = record.get("columns")
     if not isinstance(columns, list):
-        raise SchemaError("the schema declares no columns: write [columns.NAME] for each")
+        mend = _misspelt("columns", record) or ": write [columns.NAME] for each"
+        raise SchemaError(f"the schema declares no columns{mend}")
+    if "label" not in record:
+        raise SchemaError(f"[label] is missing{_misspelt('label', record)}")
     label = _build(Label, _table(record.get("label"), "label"), "[label]")
     built = {"label": label, "columns": tuple(_column(_table(c, "columns")) for c in columns)}
     schema: Schema = _build(Schema, {**record, **built}, "the schema")
@@ -277,6 +280,15 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     by_lower = {candidate.lower(): candidate for candidate in candidates}
     near = difflib.get_close_matches(word.lower(), by_lower, n=1)
     return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
+
+
+def _misspelt(section: str, record: Mapping[str, Any]) -> str:
+    """A hint at the unknown key that was probably meant as ``section``; empty if there is none."""
+    known = {field.name for field in fields(Schema)}
+    for key in record:
+        if key not in known and (hint := did_you_mean(key, [section])):
+            return f", but there is an unknown key {key!r}{hint}"
+    return ""
 
 
 def _named(name: str, table: object) -> dict[str, Any]:

@@ -137,8 +137,12 @@ def test_a_table_that_fits(schema: Path, table: Path) -> None:
     result = call("check", schema, table)
     assert result.exit_code == Code.DONE
     assert "warning: column 'age': outside the declared bounds" in result.stdout
-    assert "fits the schema" in result.stdout
+    assert result.stdout.endswith("The table fits, with 1 warning.\n")
     assert "130" not in result.output
+    table.write_text("id,age,bought\n1,130,0\n1,30,1\n1,30,1\n")
+    assert call("check", schema, table).stdout.endswith("The table fits, with 2 warnings.\n")
+    table.write_text("id,age,bought\n1,20,0\n2,30,1\n")
+    assert call("check", schema, table).stdout == "The table fits the schema.\n"
 
 
 def test_a_table_that_does_not_fit(schema: Path, table: Path) -> None:
@@ -200,7 +204,8 @@ def test_simulate_shows_a_table_and_where_things_are(tmp_path: Path) -> None:
     study.write_text(STUDY)
     result = call("simulate", study, "--output", output, "--workers", 1)
     assert result.exit_code == Code.DONE, result.output
-    assert "pooled, no DP" in result.stdout
+    assert "trained on" in result.stdout
+    assert "one company, no privacy" in result.stdout
     assert str(output) in result.stdout
     assert "6/6" in result.stderr
     again = call("simulate", study, "-o", output, "--json", "--quiet")

@@ -1,6 +1,7 @@
 import math
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from dovetail.data.check import CheckReport, bucket, check
 from dovetail.data.source import Source
 from dovetail.errors import DataError, DovetailError, SchemaError
-from dovetail.schema import Schema
+from dovetail.schema import Label, Schema
 
 Write = Callable[..., Path]
 Table = dict[str, list[Any]]
@@ -40,8 +41,10 @@ BAD: dict[str, tuple[str, list[Any], str, str]] = {
     "spend NaN": ("spend", [math.nan, 1.0, 2.0, 3.0, 4.0], "spend", "NaN or infinite"),
     "spend inf": ("spend", [-math.inf, 1.0, 2.0, 3.0, 4.0], "spend", "NaN or infinite"),
     "gap NaN although nullable": ("gap", [math.nan, 1.0, 2.0, 3.0, 4.0], "gap", "NaN or infinite"),
-    "spend is text": ("spend", ["many", "1", "2", "3", "4"], "spend", "not a number"),
+    "spend is text": ("spend", ["many", "1", "2", "3", "4"], "spend", "decimal point"),
+    "decimal comma": ("spend", ["21,86", "1", "2", "3", "4"], "spend", "not a number"),
     "day is text": ("day", ["soon", "2020-01-01", None, None, None], "day", "not a date"),
+    "day first": ("day", ["19.04.2024"] + [None] * 4, "day", "write 2024-12-31"),
     "key NULL": ("who", [None, "a", "a", "b", "b"], "who", "the key is NULL"),
     "label NULL": ("bought", [None, 1, 0, 1, 0], "bought", "the label is NULL"),
     "label 2": ("bought", [2, 1, 0, 1, 0], "bought", "0 or 1"),
@@ -139,7 +142,7 @@ def test_warnings_count_in_buckets(write: Write, schema: Schema, table: Table) -
     many["spend"][:12] = [-1.0] * 12
     many["shop"][:3] = ["west"] * 3
     many["day"][0] = date(2030, 1, 1)
-    report = report_on(write("t.parquet", many), schema)
+    report = report_on(write("t.parquet", many), replace(schema, label=Label("bought", 0.5)))
     assert report.errors == ()
     assert [str(finding) for finding in report.warnings] == [
         "column 'spend': outside the declared bounds; they are clamped (in 10-99 rows)",
@@ -147,6 +150,58 @@ def test_warnings_count_in_buckets(write: Write, schema: Schema, table: Table) -
         "column 'day': outside the declared bounds; they are clamped (in 1-9 rows)",
         "column 'who': more than 3 rows; they are sampled down (for 1-9 customers)",
     ]
+
+
+WHOLE = "(in more than half of all rows: check spelling, case or unit)"
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [("shop", ["NORTH", "SOUTH"]), ("spend", [2186.0, 1545.0]), ("day", [date(1924, 1, 1)] * 2)],
+)
+def test_a_column_that_is_mistaken_as_a_whole(
+    write: Write, schema: Schema, table: Table, column: str, values: list[Any]
+) -> None:
+    four = {name: found[:4] for name, found in table.items()}
+    sound, third = four[column][2:], values[:1]
+    half = report_on(write("h.parquet", {**four, column: values + sound}), schema)
+    assert all(finding.message.endswith("(in 1-9 rows)") for finding in half.warnings)
+    assert len(half.warnings) == 1
+    more = report_on(write("m.parquet", {**four, column: values + third + sound[:1]}), schema)
+    (finding,) = more.warnings
+    assert finding.column == column
+    assert finding.message.endswith(WHOLE)
+    assert more.errors == ()
+
+
+@pytest.mark.parametrize(
+    ("prior", "ones", "rows", "far"),
+    [
+        (0.25, 75, 100, True),
+        (0.25, 25, 100, False),
+        (0.25, 49, 100, False),
+        (0.25, 51, 100, True),
+        (0.5, 24, 100, True),
+        (0.5, 26, 100, False),
+        (0.75, 25, 100, True),
+        (0.01, 29, 1000, False),
+        (0.01, 40, 1000, True),
+        (0.01, 3, 50, False),
+        (0.2, 3, 5, False),
+    ],
+)
+def test_a_label_far_from_its_prior(
+    write: Write, schema: Schema, table: Table, prior: float, ones: int, rows: int, far: bool
+) -> None:
+    many: Table = {name: (values * rows)[:rows] for name, values in table.items()}
+    many["who"] = list(range(rows))
+    many["bought"] = [1] * ones + [0] * (rows - ones)
+    declared = replace(schema, label=Label("bought", prior))
+    report = report_on(write("t.parquet", many), declared)
+    message = "the share of ones is far from the declared prior: inverted, or another label?"
+    expected = [f"column 'bought': {message}"] if far else []
+    assert [str(finding) for finding in report.warnings] == expected
+    report.raise_if_bad()
 
 
 def test_several_errors_are_all_in_the_report(write: Write, schema: Schema, table: Table) -> None:

@@ -133,12 +133,12 @@ def job(names: tuple[str, ...] = NAMES, note: str = "Drawn at random.") -> Headl
         max_steps=ROUNDS,
     )
     request = Request("headline", task)
-    card = ModelCard(request, terms, dict.fromkeys(names, ROUNDS), LAST, (note,))
+    card = ModelCard(request, terms, dict.fromkeys(names, ROUNDS), LAST, (note,), simulated=True)
     return HeadlineJob(3.0, card, dict.fromkeys(names, entries(request)))
 
 
-def entries(request: Request) -> tuple[Entry, ...]:
-    """What a partner's ledger holds after the job."""
+def entries(request: Request, begun: int = ROUNDS) -> tuple[Entry, ...]:
+    """What a partner's ledger holds after the job, of which so many rounds took place."""
     ledger, now = Ledger(Budget(3.0, DELTA)), datetime(2024, 12, 31, tzinfo=UTC)
     written = []
 
@@ -148,7 +148,7 @@ def entries(request: Request) -> tuple[Entry, ...]:
 
     name, event = request.job, request.task.event
     put(ledger.decide_reserve(name, requests.digest(request), event, ROUNDS, now))
-    for number in range(1, ROUNDS + 1):
+    for number in range(1, begun + 1):
         put(ledger.decide_begin(name, number, 1, now))
         put(ledger.decide_commit(name, number, now))
     put(ledger.decide_cancel(name, now))

@@ -51,7 +51,9 @@ def small_demo(folder: Path, watch: Watch | None = None) -> DemoResult:
 def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoResult, list[str]]:
     said: list[str] = []
     watch = Watch(
-        step=said.append, job=lambda event: said.append(f"{event.partner} {event.kind}".strip())
+        step=said.append,
+        note=said.append,
+        job=lambda event: said.append(f"{event.partner} {event.kind}".strip()),
     )
     return small_demo(tmp_path_factory.mktemp("demo"), watch), said
 
@@ -68,6 +70,7 @@ def test_it_says_what_happens_in_order(shown: tuple[DemoResult, list[str]]) -> N
     _, said = shown
     kinds = [word.split()[-1] for word in said]
     assert said[0].startswith("Building")
+    assert said[1] == f"{3 * HOUSEHOLDS} mailings"
     assert kinds.index("permitted") < kinds.index("round") < kinds.index("released")
     assert said[-1] == "Writing the report"
 
@@ -104,7 +107,7 @@ def test_the_card_says_how_settings_were_chosen_and_what_partners_are(
     shown: tuple[DemoResult, list[str]],
 ) -> None:
     card, report = (shown[0].places[what].read_text() for what in ("model card", "report"))
-    for said in ("No ε covers these choices", "advertising platform"):
+    for said in ("This model protects nobody", "No ε covers these choices", "advertising platform"):
         assert said in card
         assert said in report
 

@@ -150,7 +150,9 @@ def test_the_headline_tells_who_gains_who_loses_and_what_nobody_could_show() -> 
     retailer, platform, brand = (f"{name} ({shown(told[name], '+')})" for name in made_up.NAMES)
     sentence = headline(result, 3.0)
     assert f"rises for {retailer}; test AUC falls for {platform}; no difference" in sentence
-    assert f"could show for {brand}. Mean" in sentence
+    assert (
+        f"could show for {brand}. Mean over partners, weighted by held-out customers: " in sentence
+    )
     assert shown(findings.mean_gain(result.evidence, 3.0), "+") in sentence
     assert html.escape(sentence).replace(" ± ", "\u00a0±\u00a0") in page(result, JOB)
     assert "AUC" not in headline(replace(RESULT, measurements=()), 3.0)
@@ -186,6 +188,10 @@ def test_hostile_names_are_shown_and_never_obeyed() -> None:
         "standard error over 3 noise seeds and the held-out customers",
         "How the settings were chosen",
         "compare their mean with the share",
+        "This model protects nobody",
+        "closed; nothing was left to give back",
+        "so not the “all rows ranked together” row",
+        '<th scope="row">all rows ranked together</th>',
     ],
 )
 def test_what_the_page_must_say(said: str) -> None:
@@ -254,6 +260,16 @@ def test_ledger_lines_add_up() -> None:
     assert sum(line.entries for line in lines) == len(entries)
     cost = accountant.epsilon({JOB.card.request.task.event: made_up.ROUNDS}, made_up.DELTA)
     assert lines[-1].epsilon == pytest.approx(cost)
+
+
+@pytest.mark.parametrize(("begun", "said"), [(4, "2 steps"), (5, "1 step"), (0, "6 steps")])
+def test_a_job_that_ended_early_gives_steps_back(begun: int, said: str) -> None:
+    entries = made_up.entries(JOB.card.request, begun)
+    (*_, last) = ledger_lines(entries, JOB.card.terms.budget)
+    assert last.kinds == "cancel"
+    assert last.given_back == made_up.ROUNDS - begun
+    ended = replace(JOB, ledgers={made_up.NAMES[0]: entries})
+    assert f"closed; {said} given back" in page(RESULT, ended)
 
 
 def test_a_ledger_that_was_tampered_with_makes_no_report() -> None:

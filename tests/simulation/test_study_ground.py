@@ -166,6 +166,17 @@ def test_the_digest_knows_every_row_and_whose_it_is(study: Study, tmp_path: Path
     assert digest(ground_of(study, tmp_path / "4")) != first
 
 
+def test_a_partner_below_the_cohort_is_told_what_mends_it(study: Study, tmp_path: Path) -> None:
+    ground = ground_of(study, tmp_path / "ground")
+    strict = replace(study, privacy=replace(study.privacy, minimum_cohort=100))
+    with pytest.raises(SettingError, match=r"'b' .*: lower it, or split less"):
+        check_ground(strict, ground)
+    files = tuple((name, (f"{name}.csv",)) for name in ("a", "b"))
+    own = replace(strict, data=replace(study.data, file=None), partition=Partition("files", files))
+    with pytest.raises(SettingError, match=r"'b' .*: bring more customers, or lower it"):
+        check_ground(own, ground)
+
+
 def test_held_out_customers_of_one_class_are_refused(study: Study, tmp_path: Path) -> None:
     ground = ground_of(study, tmp_path / "ground")
 

@@ -144,11 +144,40 @@ def test_the_page_for_people_states_the_same(tmp_path: Path, arrays: Any, card: 
         f"| retailer | grocery retailer | 1,300 | 2016-11-21 to 2017-12-31 | "
         f"{card.epsilon('retailer'):.2f} |",
         "spend (number): low 0.0; high 2000.0; unit USD; transform log",
-        "at most 5 count",
+        "at most 5 rows of each are used",
         "## What is not protected",
         agreed.digest(card.terms),
     ):
         assert stated in page
+
+
+def test_the_card_of_a_simulation_says_first_that_it_protects_nobody(
+    tmp_path: Path, arrays: Any, card: ModelCard
+) -> None:
+    simulated = replace(card, simulated=True)
+    save_model(tmp_path, released(arrays, simulated), simulated)
+    page = (tmp_path / PAGE_FILE).read_text()
+    assert "## What is not protected\n\n- Simulation: the noise was drawn from a public" in page
+    assert load_model(tmp_path)[1] == simulated
+    assert not any("Simulation" in sentence for sentence in card.not_protected())
+
+
+def test_the_example_on_the_card_scores_rows(
+    tmp_path: Path, arrays: Any, card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(tmp_path / "model", released(arrays, card), card)
+    text = (tmp_path / "model" / PAGE_FILE).read_text()
+    example = text.partition("```python\n")[2].partition("```")[0]
+    schema = card.terms.schema
+    columns = [schema.key, schema.label.name, *(column.name for column in schema.columns)]
+    lines = [f"{key},{key % 2}" + "," * len(schema.columns) for key in range(7)]
+    (tmp_path / "rows.csv").write_text("\n".join([",".join(columns), *lines]))
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(example.replace("rows.parquet", "rows.csv"), found)  # noqa: S102 - the card's own
+    assert found["probabilities"].shape == (7,)
+    assert ((found["probabilities"] > 0) & (found["probabilities"] < 1)).all()
+    assert sorted(found["owners"]) == list(range(7))
 
 
 def test_where_customers_overlap_the_card_says_what_they_pay_together(asked: Request) -> None:

@@ -86,5 +86,7 @@ def _show(report: CheckReport) -> None:
             console.print(str(finding), markup=False)
     if report.errors:
         console.print("The table does not fit the schema: mend the errors and check again.")
+    elif count := len(report.warnings):
+        console.print(f"The table fits, with {count} warning{'s' if count > 1 else ''}.")
     else:
         console.print("The table fits the schema.")

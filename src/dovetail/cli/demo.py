@@ -106,6 +106,9 @@ def _watching(console: Console) -> Iterator[Watch]:
             bar.remove_task(task)
         bar.print(f"[bold]{step}[/bold] {sentence}")
 
+    def note(text: str) -> None:
+        bar.print(f"  {text}", markup=False)
+
     def count(done: int, total: int, text: str) -> None:
         if not bar.task_ids:
             bar.add_task("", total=total)
@@ -122,7 +125,7 @@ def _watching(console: Console) -> Iterator[Watch]:
             bar.print("  " + " ".join(filter(None, (who, event.kind, event.text))), markup=False)
 
     with bar:
-        yield Watch(step=begin, study=study, job=job)
+        yield Watch(step=begin, note=note, study=study, job=job)
 
 
 def _show(found: DemoResult) -> None:
@@ -164,24 +167,23 @@ def _gains(found: DemoResult) -> Table:
     from dovetail.simulation.study_result import shown
 
     result = found.result
-    table, unit = _table(), f"{result.schema.unit}s"
+    table, terms = _table(), f"ε = {found.job.epsilon:g}, δ = {result.study.privacy.delta:g}"
     table.add_column("partner", no_wrap=True)
-    for heading in (unit, "alone", "joint", "gain", "ε", "δ"):
+    for heading in ("declared", "held out", "alone", "joint", "gain"):
         table.add_column(heading, justify="right", no_wrap=True)
     declared = {partner.name: partner.declared_customers for partner in result.partners}
+    held_out = result.held_out_customers
     for row in result.table().rows:
         if row.epsilon == found.job.epsilon:
-            customers = declared.get(row.partner, sum(declared.values()))
             table.add_row(
                 row.partner,
-                f"{customers:,}",
+                f"{declared.get(row.partner, sum(declared.values())):,}",
+                f"{held_out.get(row.partner, sum(held_out.values())):,}",
                 shown(row.alone),
                 shown(row.joint),
                 shown(row.gain, "+") if row.partner != ALL else shown(None),
-                f"{row.epsilon:g}",
-                f"{row.delta:g}",
             )
-    table.title = f"Test AUC at ε = {found.job.epsilon:g}, on each partner's own held-out {unit}"
+    table.title = f"Test AUC at {terms}, on each partner's own held-out {result.schema.unit}s"
     return table
 
 
@@ -204,7 +206,7 @@ def _by_company(found: DemoResult) -> Table:
     from dovetail.simulation.study_result import shown
 
     table = _table()
-    table.title = "Test AUC on everyone's held-out rows together, at each ε"
+    table.title = "Test AUC, all rows ranked together (“all” above), at each ε"
     for heading in ("ε", "joint", "one company, same ε", "one company, no privacy"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in found.result.table().rows:

@@ -24,7 +24,7 @@ EPILOG = (
     "stopped, even by a power cut, goes on where it stopped: give the same command again."
 )
 
-WIDTH_IN_FILES = 120
+WIDTH_IN_FILES = 130
 """Columns of a table where stdout is no terminal."""
 
 
@@ -129,7 +129,11 @@ def _progress(quiet: bool) -> Iterator[Callable[[StudyProgress], None] | None]:
                 left=_left(progress.seconds_left),
             )
 
-        yield show
+        try:
+            yield show
+        except Exception:
+            bar.live.transient = True  # the message stands alone, without a bar that moves no more
+            raise
 
 
 def _left(seconds: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,6 +12,11 @@ from dovetail.data.source import Source
 from dovetail.errors import SchemaError
 from dovetail.schema import Category, Date, Number, Schema
 
+_FAR_ODDS = 3.0
+"""Odds of a one this many times the declared ones, or this part of them, are worth a look."""
+_CHANCE = 4.0
+"""Standard deviations within which a small table's share of ones may lie by chance alone."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -18,7 +24,8 @@ class Finding:
 
     Attributes:
         column: the declared column, or ``None`` for the whole table.
-        message: the rule, what it means and how to mend it, with a count bucket and no value.
+        message: the rule, what it means and how to mend it, with a count bucket (or "more than
+            half of all rows") and no value.
     """
 
     column: str | None
@@ -96,10 +103,11 @@ def check_opened(opened: Session, schema: Schema) -> CheckReport:
     (counts,) = opened.rows(f"SELECT {', '.join(counted)} FROM {quote(ROWS)}")  # noqa: S608
     *broken, rows, ones = counts
     found = [(probe, count) for probe, count in zip(probes, broken, strict=True) if count]
-    errors = [_finding(probe, count) for probe, count in found if probe.fatal]
-    warnings = [_finding(probe, count) for probe, count in found if not probe.fatal]
+    errors = [_finding(probe, count, rows) for probe, count in found if probe.fatal]
+    warnings = [_finding(probe, count, rows) for probe, count in found if not probe.fatal]
     errors += _whole_table(schema, rows, ones, label_is_sound=not errors)
     if not errors:
+        warnings += _unlikely_label(schema, rows, ones)
         warnings += _crowded(opened, schema)
     return CheckReport(tuple(errors), tuple(warnings))
 
@@ -149,8 +157,9 @@ def _category_probes(column: Category) -> Iterator[_Probe]:
 def _bounded_probes(column: Number | Date) -> Iterator[_Probe]:
     name, value = quote(column.name), encode.typed(column)
     low, high = encode.bounds(column)
-    kind = "a date" if isinstance(column, Date) else "a number"
-    yield _Probe(column.name, f"{name} IS NOT NULL AND {value} IS NULL", f"not {kind}", fatal=True)
+    number = "not a number; write a decimal point, not a comma"
+    message = "not a date; write 2024-12-31" if isinstance(column, Date) else number
+    yield _Probe(column.name, f"{name} IS NOT NULL AND {value} IS NULL", message, fatal=True)
     if not column.nullable:
         message = "NULL is not allowed; mend it or declare nullable = true"
         yield _Probe(column.name, f"{name} IS NULL", message, fatal=True)
@@ -160,8 +169,11 @@ def _bounded_probes(column: Number | Date) -> Iterator[_Probe]:
     yield _Probe(column.name, outside, "outside the declared bounds; they are clamped", fatal=False)
 
 
-def _finding(probe: _Probe, count: int) -> Finding:
-    return Finding(probe.column, f"{probe.message} (in {bucket(count)} rows)")
+def _finding(probe: _Probe, count: int, rows: int) -> Finding:
+    where = f"{bucket(count)} rows"
+    if not probe.fatal and 2 * count > rows:
+        where = "more than half of all rows: check spelling, case or unit"
+    return Finding(probe.column, f"{probe.message} (in {where})")
 
 
 def _whole_table(
@@ -171,6 +183,16 @@ def _whole_table(
         yield Finding(None, "the table is empty")
     elif label_is_sound and ones in (0, rows):
         yield Finding(schema.label.name, "the label has one class only; there is nothing to learn")
+
+
+def _unlikely_label(schema: Schema, rows: int, ones: int) -> Iterator[Finding]:
+    """A warning for a label of two classes whose share of ones can hardly be what was declared."""
+    prior = schema.label.prior
+    ratio = ones * (1 - prior) / ((rows - ones) * prior)
+    by_chance = _CHANCE * math.sqrt(rows * prior * (1 - prior))
+    if not 1 / _FAR_ODDS <= ratio <= _FAR_ODDS and abs(ones - rows * prior) > by_chance:
+        message = "the share of ones is far from the declared prior: inverted, or another label?"
+        yield Finding(schema.label.name, message)
 
 
 def _crowded(opened: Session, schema: Schema) -> Iterator[Finding]:

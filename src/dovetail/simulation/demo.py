@@ -17,6 +17,7 @@ from pathlib import Path
 from dovetail.agreement.record import require
 from dovetail.agreement.request import ModelSpec, Request
 from dovetail.coordinator.app import JobEvent
+from dovetail.data.source import run_query
 from dovetail.errors import DataError
 from dovetail.simulation import complete_journey
 from dovetail.simulation.cell_store import make_folder, write_whole
@@ -71,11 +72,13 @@ class Watch:
 
     Attributes:
         step: given one sentence at the beginning of each step.
+        note: given what a step found, in a few words.
         study: given the study's progress.
         job: given every event of the headline job.
     """
 
     step: Callable[[str], None] = lambda _: None
+    note: Callable[[str], None] = lambda _: None
     study: Callable[[Progress], None] = lambda _: None
     job: Callable[[JobEvent], None] = lambda _: None
 
@@ -148,6 +151,7 @@ def run_demo(
     _own_folder(output)
     watch.step("Building one row per mailing from all purchases")
     build(mailings)
+    watch.note(f"{_rows(mailings):,} mailings")
     watch.step("Comparing: each partner alone, all together, one imaginary company")
     result = run_study(study, output, on_progress=watch.study)
     epsilon = HEADLINE if HEADLINE in epsilons else epsilons[0]
@@ -183,7 +187,8 @@ def _headline_job(
             released = world.run(request, on_event=on_event)
             entries = {name: ledger.entries() for name, ledger in world.ledgers.items()}
     charged = {name: sum(spent.values()) for name, spent in released.spending.items()}
-    card = ModelCard(request, terms, charged, today, (ABOUT_SETTINGS, ABOUT_DATA))
+    notes = (ABOUT_SETTINGS, ABOUT_DATA)
+    card = ModelCard(request, terms, charged, today, notes, simulated=True)
     save_model(output / "model", released, card)
     return HeadlineJob(
         epsilon=epsilon,
@@ -195,6 +200,11 @@ def _headline_job(
             ("model card", "model/card.md"),
         ),
     )
+
+
+def _rows(table: Path) -> int:
+    [(count,)] = run_query("SELECT count(*) FROM built", {"built": table})
+    return int(count)
 
 
 def _own_folder(folder: Path) -> None:

@@ -121,13 +121,15 @@ def check_ground(study: Study, ground: Ground) -> None:
             all partners together have one class only.
     """
     privacy = study.privacy
+    split = study.partition.kind != "files"
+    mend = "lower it, or split less" if split else "bring more customers, or lower it"
     for partner in ground.partners:
         customers = len(ground.training[partner.name])
         smaller = min(customers, partner.customers)
         require(
             smaller >= privacy.minimum_cohort,
             f"partner {partner.name!r} has fewer than [privacy] minimum_cohort = "
-            f"{privacy.minimum_cohort} training customers: lower it, or split less",
+            f"{privacy.minimum_cohort} training customers: {mend}",
         )
         larger = max(customers, partner.customers)
         require(

@@ -34,6 +34,7 @@ from dovetail.store.model import ModelCard
 FALSE_POSITIVE_RATES = (0.01, 0.05)
 _DELTAS = (1e-3, 1e-2, 3e-2, 0.1, 0.2)
 _ROUNDS = ("begin", "commit")
+ALL_ROWS = "all rows ranked together"
 _NAMED = 6  # partners that a headline can name one by one
 
 
@@ -64,6 +65,7 @@ class LedgerLine:
         entries: how many they are.
         rounds: the first and the last round concerned, empty where none is.
         epsilon: ε of all that the ledger has charged after them, at the budget's δ.
+        given_back: steps that a *cancel* gave back: reserved and never begun.
     """
 
     first: Entry
@@ -71,6 +73,7 @@ class LedgerLine:
     entries: int
     rounds: str
     epsilon: float
+    given_back: int = 0
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def ledger_lines(entries: Sequence[Entry], budget: Budget) -> list[LedgerLine]:
     """
     ledger = Ledger(budget)
     lines = []
-    for _, group in groupby(entries, key=lambda entry: (entry.job, entry.kind in _ROUNDS)):
+    for _, group in groupby(entries, key=_line_of):
         alike = list(group)
         for entry in alike:
             ledger.apply(entry)
@@ -160,9 +163,21 @@ def ledger_lines(entries: Sequence[Entry], budget: Budget) -> list[LedgerLine]:
                 entries=len(alike),
                 rounds="–".join(str(number) for number in dict.fromkeys(rounds[:1] + rounds[-1:])),
                 epsilon=ledger.epsilon(),
+                given_back=_given_back(ledger, alike[0]),
             )
         )
     return lines
+
+
+def _line_of(entry: Entry) -> tuple[str, str]:
+    return entry.job, "round" if entry.kind in _ROUNDS else entry.kind
+
+
+def _given_back(ledger: Ledger, entry: Entry) -> int:
+    job = ledger.job(entry.job)
+    if job is None or entry.kind != "cancel":
+        return 0
+    return max(0, job.reserved - job.drawn)
 
 
 def write_report(result: StudyResult, job: HeadlineJob, path: Path) -> None:
@@ -196,6 +211,7 @@ def page(result: StudyResult, job: HeadlineJob) -> str:
         rows=[row for row in result.table().rows if row.epsilon == job.epsilon],
         all_rows=result.table().rows,
         everyone=ALL,
+        all_rows_label=ALL_ROWS,
         job=job,
         card=card,
         task=task,
@@ -229,7 +245,7 @@ def headline(result: StudyResult, epsilon: float) -> str:
     ]
     return (
         f"Training together rather than alone, under ε = {epsilon:g}: {'; '.join(told)}. "
-        f"Mean over partners: {shown(mean, '+')}."
+        f"Mean over partners, weighted by held-out {result.schema.unit}s: {shown(mean, '+')}."
     )
 
 
@@ -275,9 +291,10 @@ def _charts(result: StudyResult, epsilon: float) -> list[dict[str, str | Markup]
 def _explanations(result: StudyResult) -> dict[str, str]:
     whiskers = f"Whiskers: ± one standard error over {result.covered}."
     return {
-        "utility": "AUC against ε: each partner alone, the joint model, one imaginary company with "
-        "all rows under the same ε, and the same company without privacy. Mean over partners. "
-        f"{whiskers} The lines share seeds and {result.schema.unit}s: whiskers that overlap do "
+        "utility": "AUC against ε: each partner alone, the joint model, and one imaginary company "
+        "that holds all rows, under the same ε and with no privacy. Each point is the mean of the "
+        f"partners' own AUCs, weighted by held-out {result.schema.unit}s, so not the "
+        f"“{ALL_ROWS}” row. {whiskers} The lines share seeds and {result.schema.unit}s: whiskers that overlap do "
         "not mean that nothing differs.",
         "gain": "AUC of the joint model less AUC of the partner's own, paired by seed and "
         f"{result.schema.unit}. {whiskers}",
@@ -287,7 +304,7 @@ def _explanations(result: StudyResult) -> dict[str, str]:
         "calibration": "Predicted probability against the share that responded, in tenths of the "
         "scored rows; a perfect model lies on the dashed line. Whiskers: ± one standard error of "
         f"the share over the held-out {result.schema.unit}s.",
-        "learning": f"AUC over all held-out {result.schema.unit}s after each round. Bands: ± one "
+        "learning": "AUC of all held-out rows ranked together, after each round. Bands: ± one "
         "standard error over seeds alone.",
     }
 

@@ -82,6 +82,8 @@ def _seeds(read: Fields) -> tuple[int, ...]:
     value = read.raw("seeds")
     if isinstance(value, list):
         return read.wholes("seeds")
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise read.error("seeds", "must be a whole number, or a list such as [1, 2, 3]")
     count = read.whole("seeds")
     require(
         1 <= count <= _MOST_SEEDS,
@@ -121,6 +123,7 @@ def _partners(
 ) -> tuple[tuple[str, tuple[str, ...]], ...]:
     value = given["partners"]
     if kind == "size":
+        _require_list(read, "partners", value, '["retailer", "brand"]')
         return tuple((name, ()) for name in read.texts("partners"))
     if not isinstance(value, Mapping):
         what = "its file" if kind == "files" else "a list of the column's values"
@@ -132,11 +135,14 @@ def _partners(
         )
     if kind == "files":
         return tuple((name, (str(folder / named.text(name)),)) for name in value)
+    for name, item in value.items():
+        _require_list(named, name, item, '["north", "south"]')
     return tuple((name, named.texts(name)) for name in value)
 
 
 def _model(record: object) -> ModelSpec:
     read, _ = _section(record, "[model]", ModelSpec, {"hidden": []})
+    _require_list(read, "hidden", read.raw("hidden"), "[64, 32]")
     try:
         return ModelSpec(
             family=read.choice("family", get_args(Family)),
@@ -153,6 +159,7 @@ def _training(record: object, model: ModelSpec) -> Training:
             "[training]: noise_multiplier follows from [privacy] epsilons and delta; leave it out"
         )
     read, _ = _section(record, "[training]", Training, {"features": []}, without=("model",))
+    _require_list(read, "features", read.raw("features"), '["age", "spend"]')
     return Training(
         model=model,
         features=read.texts("features"),
@@ -172,6 +179,7 @@ def _training(record: object, model: ModelSpec) -> Training:
 
 def _privacy(record: object) -> StudyPrivacy:
     read, _ = _section(record, "[privacy]", StudyPrivacy, {})
+    _require_list(read, "epsilons", read.raw("epsilons"), "[1, 4]")
     epsilons = [
         Fields({"epsilons": item}, "[privacy]", ("epsilons",)).number("epsilons")
         for item in read.items("epsilons")
@@ -206,6 +214,11 @@ def _section(
     given = record if isinstance(record, Mapping) else {}
     merged = {**filled, **given} if isinstance(record, Mapping) else record
     return Fields(merged, where, [field.name for field in known]), given
+
+
+def _require_list(read: Fields, name: str, value: object, example: str) -> None:
+    if not isinstance(value, list | tuple):
+        raise read.error(name, f"must be a list such as {example}")
 
 
 def _day(read: Fields, given: Mapping[str, object], name: str) -> date | None:

@@ -74,12 +74,12 @@ class ComparisonRow:
 HEADINGS = (
     "ε",
     "partner",
-    "customers",
+    "trained on",
     "alone",
     "joint",
     "gain",
-    "pooled, same ε",
-    "pooled, no DP",
+    "one company, same ε",
+    "one company, no privacy",
 )
 
 

@@ -38,7 +38,16 @@ CARD_FILE = "card.json"
 PAGE_FILE = "card.md"
 
 _FORMAT = 1
-_STATED = ("format", "released", "request", "terms", "charged", "notes", "arrays_sha256")
+_STATED = (
+    "format",
+    "released",
+    "request",
+    "terms",
+    "charged",
+    "simulated",
+    "notes",
+    "arrays_sha256",
+)
 _DERIVED = ("request_digest", "terms_digest", "unit", "privacy", "not_protected", "use")
 
 _NOISED_BY = {
@@ -46,6 +55,32 @@ _NOISED_BY = {
     "coordinator nor another partner has to be trusted with it.",
     "none": "Nobody added noise. This model protects nobody.",
 }
+_HOW_TO_SCORE = """\
+To score rows of your own, run this beside the folder `model`. The table needs the columns listed
+here, the customers' key and the label; 0 and 1 must both occur, and no score depends on them.
+
+```python
+import os
+from pathlib import Path
+
+from dovetail.data.customers import prepare
+from dovetail.data.source import Source
+from dovetail.store.model import load_model
+from dovetail.training.evaluate import scores
+
+arrays, card = load_model(Path("model"))
+task = card.request.task
+schema = card.terms.schema.select(task.features)
+rows = prepare(Source.files(Path("rows.parquet")), schema, Path("prepared"), os.urandom(32))
+probabilities, labels, owners = scores(arrays, task.model, schema, rows)
+```
+
+`prepared` must not exist yet; `rows.delete()` removes it. `owners` numbers customers from 0, by
+their keys in the order of text; of a customer with more rows than are used, some are drawn."""
+_SIMULATED = (
+    "Simulation: the noise was drawn from a public seed and can be subtracted. This model protects "
+    "nobody; ε is what the same job would cost with a node's own secret generator."
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +93,7 @@ class ModelCard:
         charged: how often, by partner, the request's event was charged to this job.
         released: on which day.
         notes: what else its makers say of it, in sentences; nothing here can check them.
+        simulated: whether a simulation trained it, whose noise comes from a public seed.
 
     Raises:
         SettingError: nobody was charged, or someone who is no partner.
@@ -68,6 +104,7 @@ class ModelCard:
     charged: Mapping[str, int]
     released: date
     notes: tuple[str, ...] = ()
+    simulated: bool = False
 
     def __post_init__(self) -> None:
         require(bool(self.charged), "card: charged must name at least one partner")
@@ -111,7 +148,8 @@ class ModelCard:
     def not_protected(self) -> tuple[str, ...]:
         """What the stated ε does not cover, in sentences for people."""
         unit, partners = self.terms.schema.unit, self.terms.partners
-        sentences = [
+        sentences = [_SIMULATED] if self.simulated else []
+        sentences += [
             f"What holds for the {unit}s as a whole is learned, and is meant to be; it may say "
             f"something about a {unit} whether or not its rows were used.",
             "The terms are public among the partners: columns, bounds, categories, the declared "
@@ -144,6 +182,7 @@ class ModelCard:
             "terms": agreed.to_record(terms),
             "terms_digest": agreed.digest(terms),
             "charged": dict(self.charged),
+            "simulated": self.simulated,
             "unit": f"all rows of one {terms.schema.unit}, at one partner",
             "privacy": {"delta": delta, "epsilon": epsilons, "joint": self.joint_epsilon()},
             "not_protected": list(self.not_protected()),
@@ -226,7 +265,7 @@ def page(card: ModelCard) -> str:
         "## Privacy",
         "",
         f"Protected is one {schema.unit} with all of its rows (at most "
-        f"{schema.max_rows_per_customer} count), by differential privacy at "
+        f"{schema.max_rows_per_customer} rows of each are used), by differential privacy at "
         f"δ = {terms.budget.delta:g}. {card.noised_by()}",
         "",
         "| partner | role | customers (declared) | data | ε of this job |",
@@ -240,6 +279,7 @@ def page(card: ModelCard) -> str:
     lines += [f"- {sentence}" for sentence in card.not_protected()]
     lines += ["", "## Use", ""]
     lines += [f"- {sentence}" for sentence in card.use()]
+    lines += ["", _HOW_TO_SCORE]
     if card.notes:
         lines += ["", "## What its makers say", ""]
         lines += [f"- {_cell(sentence)}" for sentence in card.notes]
@@ -297,6 +337,7 @@ def _card(record: object) -> tuple[ModelCard, str]:
         charged={name: counts.whole(name) for name in names},
         released=read.day("released"),
         notes=read.texts("notes"),
+        simulated=read.flag("simulated"),
     )
     require(read.text("terms_digest") == agreed.digest(card.terms), "card: terms were changed")
     require(read.text("request_digest") == requests.digest(card.request), "card: request changed")
