@@ -16,6 +16,7 @@ from dovetail.agreement.terms import Terms, parse_terms
 from dovetail.errors import DataError, SettingError
 from dovetail.privacy import accountant
 from dovetail.privacy.release import Provenance, Release, release
+from dovetail.schema import Category, Date
 from dovetail.store.model import (
     ARRAYS_FILE,
     CARD_FILE,
@@ -170,11 +171,15 @@ def test_the_example_on_the_card_scores_rows(
     example = text.partition("```python\n")[2].partition("```")[0]
     schema = card.terms.schema
     columns = [schema.key, schema.label.name, *(column.name for column in schema.columns)]
-    lines = [f"{key},{key % 2}" + "," * len(schema.columns) for key in range(7)]
+    values = [
+        c.values[0] if isinstance(c, Category) else c.earliest if isinstance(c, Date) else c.low
+        for c in schema.columns
+    ]
+    lines = [",".join(map(str, (key, key % 2, *values))) for key in range(7)]
     (tmp_path / "rows.csv").write_text("\n".join([",".join(columns), *lines]))
     monkeypatch.chdir(tmp_path)
     found: dict[str, Any] = {}
-    exec(example.replace("rows.parquet", "rows.csv"), found)  # noqa: S102 - the card's own
+    exec(example.replace("rows.parquet", "rows.csv"), found)
     assert found["probabilities"].shape == (7,)
     assert ((found["probabilities"] > 0) & (found["probabilities"] < 1)).all()
     assert sorted(found["owners"]) == list(range(7))

@@ -106,9 +106,6 @@ def _watching(console: Console) -> Iterator[Watch]:
             bar.remove_task(task)
         bar.print(f"[bold]{step}[/bold] {sentence}")
 
-    def note(text: str) -> None:
-        bar.print(f"  {text}", markup=False)
-
     def count(done: int, total: int, text: str) -> None:
         if not bar.task_ids:
             bar.add_task("", total=total)
@@ -125,7 +122,9 @@ def _watching(console: Console) -> Iterator[Watch]:
             bar.print("  " + " ".join(filter(None, (who, event.kind, event.text))), markup=False)
 
     with bar:
-        yield Watch(step=begin, note=note, study=study, job=job)
+        yield Watch(
+            step=begin, note=lambda text: bar.print("  " + text, markup=False), study=study, job=job
+        )
 
 
 def _show(found: DemoResult) -> None:

@@ -294,8 +294,8 @@ def _explanations(result: StudyResult) -> dict[str, str]:
         "utility": "AUC against ε: each partner alone, the joint model, and one imaginary company "
         "that holds all rows, under the same ε and with no privacy. Each point is the mean of the "
         f"partners' own AUCs, weighted by held-out {result.schema.unit}s, so not the "
-        f"“{ALL_ROWS}” row. {whiskers} The lines share seeds and {result.schema.unit}s: whiskers that overlap do "
-        "not mean that nothing differs.",
+        f"“{ALL_ROWS}” row. {whiskers} The lines share seeds and {result.schema.unit}s: "
+        "whiskers that overlap do not mean that nothing differs.",
         "gain": "AUC of the joint model less AUC of the partner's own, paired by seed and "
         f"{result.schema.unit}. {whiskers}",
         "lift": f"How many times the average response each tenth of a partner's "
