@@ -27,7 +27,8 @@ from dovetail.schema import MISSING_CODE, Schema
 from dovetail.training.model import adjacent_rows
 
 _SETTLING = 3
-"""Measured: settling rows one by one costs about three times what noising all of them does."""
+"""Settling all rows one by one costs three to four times what noising them densely does: the
+flush and the dense step in ``benchmarks/dp_sgd.py``."""
 
 
 class LazyTables:
