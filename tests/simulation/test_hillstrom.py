@@ -28,7 +28,7 @@ def made_up(path: Path, columns: tuple[str, ...] = hillstrom.COLUMNS) -> Path:
             "newbie": dice.randint(0, 1),
             "channel": dice.choice(["Web", "Phone", "Multichannel"]),
             "segment": dice.choice(["Mens E-Mail", "Womens E-Mail", "No E-Mail"]),
-            "visit": dice.randint(0, 1),
+            "visit": int(dice.random() < 0.15),
             "conversion": 0,
             "spend": 0.0,
             "_split": "test" if customer % 5 == 0 else "train",
