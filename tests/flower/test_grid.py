@@ -229,9 +229,8 @@ def test_waiting_starts_anew_after_an_exchange() -> None:
     clock = itertools.count(0, 50).__next__
     grid = grid_over({1: node(1)}, quorum=1, clock=clock)
     for _ in range(3):
-        grid.get_node_ids()
-        grid.get_node_ids()
-        grid.send_and_receive(to(1))
+        assert [grid.get_node_ids(), grid.get_node_ids()] == [[1], [1]]
+        assert len(grid.send_and_receive(to(1))) == 1
 
 
 def test_a_strategy_that_wants_more_nodes_than_there_are_gives_up() -> None:

@@ -145,7 +145,7 @@ def test_the_page_for_people_states_the_same(tmp_path: Path, arrays: Any, card: 
         f"| retailer | grocery retailer | 1,300 | 2016-11-21 to 2017-12-31 | "
         f"{card.epsilon('retailer'):.2f} |",
         "spend (number): low 0.0; high 2000.0; unit USD; transform log",
-        "at most 5 rows of each are used",
+        "at most 5 rows; ε bounds what adding or removing one",
         "## What is not protected",
         agreed.digest(card.terms),
     ):

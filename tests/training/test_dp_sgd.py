@@ -194,7 +194,9 @@ def test_parameters_of_any_model_that_predicts_are_accepted(world: Any, family: 
     schema = world.schema(4, (30, 50), 1)
     arrays = world.arrays(family, schema, scale=0.7)
     task = replace(TASK, model=family)
-    train_round(arrays, world.table(schema, 5), schema, task, DECLARED, SecureSampler(KEY), {})
+    table, sampler = world.table(schema, 5), SecureSampler(KEY)
+    after = train_round(arrays, table, schema, task, DECLARED, sampler, {}).arrays
+    assert all(np.isfinite(array).all() for array in after.values())
 
 
 def test_it_learns(world: Any) -> None:

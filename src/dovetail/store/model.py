@@ -29,6 +29,7 @@ from dovetail.agreement.terms import Terms
 from dovetail.errors import DataError, SettingError
 from dovetail.privacy import accountant
 from dovetail.privacy.release import Release
+from dovetail.privacy.unit import PrivacyUnit
 from dovetail.store.whole_file import write_whole
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
@@ -256,6 +257,7 @@ def load_model(folder: Path) -> tuple[dict[str, npt.NDArray[np.float32]], ModelC
 def page(card: ModelCard) -> str:
     """The card as a page of Markdown for people."""
     task, terms, schema = card.request.task, card.terms, card.terms.schema
+    unit = PrivacyUnit(schema.unit, schema.max_rows_per_customer)
     lines = [
         f"# {task.label}: a model trained together",
         "",
@@ -264,9 +266,7 @@ def page(card: ModelCard) -> str:
         "",
         "## Privacy",
         "",
-        f"Protected is one {schema.unit} with all of its rows (at most "
-        f"{schema.max_rows_per_customer} rows of each are used), by differential privacy at "
-        f"δ = {terms.budget.delta:g}. {card.noised_by()}",
+        f"{unit.describe()} Here δ = {terms.budget.delta:g}. {card.noised_by()}",
         "",
         "| partner | role | customers (declared) | data | ε of this job |",
         "| --- | --- | --- | --- | --- |",
