@@ -8,10 +8,10 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from dovetail.agreement.record import Fields, positive, require
 from dovetail.agreement.request import Family, Protection
@@ -20,13 +20,18 @@ from dovetail.errors import SchemaError, SettingError
 from dovetail.schema import Schema, load_schema, schema_from_record
 
 
+Period = Literal["never", "year", "quarter", "month"]
+"""When a budget refills: never, or at the beginning of each calendar year, quarter or month."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """What all jobs together may cost at one partner.
 
     Attributes:
-        epsilon: the most that may ever be charged, > 0.
+        epsilon: the most that all jobs reserved within one period may be charged, > 0.
         delta: the δ at which it is stated, in (0, 1).
+        period: when the budget refills; calendar periods in UTC.
 
     Raises:
         SettingError: out of range.
@@ -34,10 +39,24 @@ class Budget:
 
     epsilon: float
     delta: float
+    period: Period = "never"
 
     def __post_init__(self) -> None:
         require(positive(self.epsilon), "budget: epsilon must be above 0 and finite")
         require(0 < self.delta < 1, "budget: delta must lie in (0, 1)")
+
+    def period_of(self, moment: datetime) -> str:
+        """The period that a moment lies in: "2026", "2026-Q4", "2026-11", or "" where it never ends.
+
+        Periods sort by time as texts do.
+        """
+        utc = moment.astimezone(UTC)
+        return {
+            "never": "",
+            "year": f"{utc.year:04}",
+            "quarter": f"{utc.year:04}-Q{(utc.month + 2) // 3}",
+            "month": f"{utc.year:04}-{utc.month:02}",
+        }[self.period]
 
 
 @dataclass(frozen=True)
