@@ -9,20 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
 
-from dovetail.agreement import request as requests
-from dovetail.agreement import terms as agreed
 from dovetail.agreement.ledger import Ledger
-from dovetail.agreement.record import require
+from dovetail.agreement.record import LARGEST_WHOLE, require
 from dovetail.agreement.request import Request
-from dovetail.agreement.terms import Terms
+from dovetail.agreement.terms import Approval, Terms
 from dovetail.errors import PolicyError
-from dovetail.privacy.event import Event
 from dovetail.schema import did_you_mean
 
 RULES = (
+    "paused",
+    "clock",
     "terms",
+    "party",
+    "role",
     "partner",
+    "dates",
+    "kind",
     "purpose",
     "label",
     "column",
@@ -34,12 +38,21 @@ RULES = (
     "cohort",
     "delta",
     "epsilon",
+    "jobs",
     "budget",
+    "approval",
+    "refusal",
     "request",
+    "permit",
+    "limits",
 )
-"""The rules, in the order in which they are judged; ``request`` is for the gate, when a round asks
-for anything else than the job's permit names."""
+"""The rules, in the order in which they are judged.
 
+``paused`` and ``clock`` are the node's state, ``party`` and ``role`` are about who asks
+(:func:`dovetail.agreement.signing.require_asked`), ``approval`` waits for a person, who may answer
+with ``refusal``. The last three are for rounds: one that asks for anything else than the job's
+permit names, that comes after the permit expired, or that takes more time or memory than allowed.
+"""
 
 LARGEST_SAMPLE = 100_000
 """Most customers that a step may be expected to sample: sums of more can round, in float32, by so
@@ -52,42 +65,29 @@ class NodePolicy:
 
     Attributes:
         max_epsilon_per_job: the most ε that one job alone may cost, > 0; infinite adds nothing.
+        max_concurrent_jobs: most jobs open here at once, >= 1; ``None`` adds nothing.
         refused_purposes: purposes that the terms allow and this partner does not.
+        refused_columns: columns that the terms declare and this partner does not let anyone use.
+        approval: ``manual`` asks a person here even where the terms do not.
 
     Raises:
-        SettingError: the limit is not above 0.
+        SettingError: a limit is out of range.
     """
 
     max_epsilon_per_job: float = math.inf
+    max_concurrent_jobs: int | None = None
     refused_purposes: tuple[str, ...] = ()
+    refused_columns: tuple[str, ...] = ()
+    approval: Approval = "automatic"
 
     def __post_init__(self) -> None:
         require(self.max_epsilon_per_job > 0, "policy: max_epsilon_per_job must be above 0")
+        most = self.max_concurrent_jobs
+        require(most is None or most >= 1, "policy: max_concurrent_jobs must be at least 1")
 
 
 NOTHING_MORE = NodePolicy()
 """The terms alone."""
-
-
-@dataclass(frozen=True)
-class Permit:
-    """One partner's yes to one request, under one version of the terms.
-
-    Attributes:
-        job: of the request.
-        partner: who permits.
-        request_digest: which request, exactly.
-        terms_digest: under which terms, exactly.
-        event: what each step releases, and is charged.
-        steps: how often, over the whole job.
-    """
-
-    job: str
-    partner: str
-    request_digest: str
-    terms_digest: str
-    event: Event
-    steps: int
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class _Case:
     partner: str
     cohort: int = field(repr=False)
     own: NodePolicy
+    today: date
 
 
 def judge(
@@ -105,11 +106,13 @@ def judge(
     partner: str,
     cohort: int,
     ledger: Ledger,
-    own: NodePolicy = NOTHING_MORE,
-) -> Permit:
-    """Permit a request at one partner.
+    own: NodePolicy,
+    now: datetime,
+) -> None:
+    """Do nothing if a request may run at one partner, as far as rules and budget go.
 
-    Nothing is charged: the ledger checks the budget again when the permit's job is reserved.
+    Nothing is charged: the ledger checks the budget again when the job is reserved. Who asks
+    is checked by :func:`dovetail.agreement.signing.require_asked`.
 
     Args:
         request: what is asked.
@@ -118,23 +121,21 @@ def judge(
         cohort: how many customers it really has. Private.
         ledger: what it has charged so far.
         own: what it refuses beyond the terms.
+        now: the time at the partner.
 
     Raises:
         PolicyError: the request breaks a rule of :data:`RULES`; the first one is named. The message
             holds nothing of ``cohort`` beyond that the rule was broken.
     """
-    case = _allowed(request, terms, partner, cohort, own)
+    case = _allowed(request, terms, partner, cohort, own, now)
     for rule, costs in _COST_RULES.items():
-        if complaint := costs(case, ledger):
+        if complaint := costs(case, ledger, now):
             raise PolicyError(rule, complaint)
-    return Permit(
-        job=request.job,
-        partner=partner,
-        request_digest=requests.digest(request),
-        terms_digest=agreed.digest(case.terms),
-        event=request.task.event,
-        steps=request.task.steps,
-    )
+
+
+def needs_approval(terms: Terms, own: NodePolicy) -> bool:
+    """Whether a person must say yes to each job at this partner."""
+    return "manual" in (terms.approval, own.approval)
 
 
 def require_allowed(
@@ -142,7 +143,8 @@ def require_allowed(
     terms: Terms | None,
     partner: str,
     cohort: int,
-    own: NodePolicy = NOTHING_MORE,
+    own: NodePolicy,
+    now: datetime,
 ) -> None:
     """Every rule but those on cost: what must still hold when an admitted job's next round begins.
 
@@ -150,15 +152,20 @@ def require_allowed(
 
     Arguments and errors are those of :func:`judge`.
     """
-    _allowed(request, terms, partner, cohort, own)
+    _allowed(request, terms, partner, cohort, own, now)
 
 
 def _allowed(
-    request: Request, terms: Terms | None, partner: str, cohort: int, own: NodePolicy
+    request: Request,
+    terms: Terms | None,
+    partner: str,
+    cohort: int,
+    own: NodePolicy,
+    now: datetime,
 ) -> _Case:
     if terms is None:
         raise PolicyError("terms", "no terms are in force here, so nothing may run")
-    case = _Case(request, terms, partner, cohort, own)
+    case = _Case(request, terms, partner, cohort, own, now.astimezone(UTC).date())
     for rule, allows in _REQUEST_RULES.items():
         if complaint := allows(case):
             raise PolicyError(rule, complaint)
@@ -168,6 +175,17 @@ def _allowed(
 def _partner(case: _Case) -> str:
     known = [partner.name for partner in case.terms.partners]
     return "" if case.partner in known else "this node is not a partner in the terms"
+
+
+def _dates(case: _Case) -> str:
+    first, last = case.terms.valid_from, case.terms.valid_until
+    if first <= case.today <= last:
+        return ""
+    return f"the terms hold from {first.isoformat()} to {last.isoformat()}"
+
+
+def _kind(case: _Case) -> str:
+    return "" if "training" in case.terms.requests else "the terms allow no training"
 
 
 def _purpose(case: _Case) -> str:
@@ -188,6 +206,8 @@ def _column(case: _Case) -> str:
     for name in asked:
         if name not in declared:
             return f"{name[:80]!r} is not declared in the terms{did_you_mean(name, declared)}"
+        if name in case.own.refused_columns:
+            return f"this partner lets nobody use {name!r}"
     in_order = [name for name in declared if name in asked]
     return "" if asked == in_order else "features must stand in the order of the schema"
 
@@ -234,27 +254,34 @@ def _delta(case: _Case) -> str:
     return "" if safe else "the budget's delta is not below one in this partner's customers"
 
 
-def _epsilon(case: _Case, ledger: Ledger) -> str:
-    task, budget = case.request.task, case.terms.budget
-    alone = ledger.epsilon_of({task.event: task.steps}, budget.delta)
-    if not alone <= budget.epsilon:
-        return f"this job alone costs more than the budget of {budget.epsilon:g}"
+def _epsilon(case: _Case, ledger: Ledger, now: datetime) -> str:  # noqa: ARG001 - a rule's shape
+    task, agreed_most = case.request.task, case.terms.max_epsilon_per_job
+    if not ledger.fits_alone(task.event, task.steps, agreed_most):
+        return f"the terms allow {agreed_most:g} for one job"
     most = case.own.max_epsilon_per_job
-    return "" if alone <= most else f"this partner allows {most:g} for one job"
+    if math.isinf(most) or ledger.fits_alone(task.event, task.steps, most):
+        return ""
+    return f"this partner allows {most:g} for one job"
 
 
-def _budget(case: _Case, ledger: Ledger) -> str:
+def _jobs(case: _Case, ledger: Ledger, now: datetime) -> str:  # noqa: ARG001 - a rule's shape
+    most = min(case.terms.max_concurrent_jobs, case.own.max_concurrent_jobs or LARGEST_WHOLE)
+    return "" if len(ledger.open_jobs()) < most else f"{most} jobs are open here already"
+
+
+def _budget(case: _Case, ledger: Ledger, now: datetime) -> str:
     task = case.request.task
     if ledger.budget != case.terms.budget:
         return "the ledger is kept under another budget than the terms'"
-    together = ledger.epsilon_with(task.event, task.steps)
-    if together <= ledger.budget.epsilon:
+    if ledger.would_fit(task.event, task.steps, now):
         return ""
     return "what is left of the privacy budget does not cover this job"
 
 
 _REQUEST_RULES: dict[str, Callable[[_Case], str]] = {
     "partner": _partner,
+    "dates": _dates,
+    "kind": _kind,
     "purpose": _purpose,
     "label": _label,
     "column": _column,
@@ -266,4 +293,8 @@ _REQUEST_RULES: dict[str, Callable[[_Case], str]] = {
     "cohort": _cohort,
     "delta": _delta,
 }
-_COST_RULES: dict[str, Callable[[_Case, Ledger], str]] = {"epsilon": _epsilon, "budget": _budget}
+_COST_RULES: dict[str, Callable[[_Case, Ledger, datetime], str]] = {
+    "epsilon": _epsilon,
+    "jobs": _jobs,
+    "budget": _budget,
+}

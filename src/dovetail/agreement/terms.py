@@ -1,10 +1,11 @@
-"""The terms that partners agree on, in one TOML file that a privacy officer can read.
+"""The agreement's terms, in one TOML file that a privacy officer can read.
 
-Everything here is public among the partners. Signatures, keys and validity are not part of it yet.
+Everything here is public among the parties, who sign it (:mod:`dovetail.agreement.signing`).
 """
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,13 +14,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
+from dovetail.agreement.party import (
+    Duty,
+    Partner,
+    Party,
+    partner_from_record,
+    party_from_record,
+)
+from dovetail.agreement.party import to_record as _party_record
 from dovetail.agreement.record import Fields, positive, require
 from dovetail.agreement.request import Family, Protection
 from dovetail.crypto import canonical
 from dovetail.errors import SchemaError, SettingError
 from dovetail.schema import Schema, load_schema, schema_from_record
 
-
+Approval = Literal["automatic", "manual"]
+"""Who says yes to a request that keeps all rules: the rules alone, or a person at every party."""
+RequestKind = Literal["training"]
+"""What can be asked at all."""
 Period = Literal["never", "year", "quarter", "month"]
 """When a budget refills: never, or at the beginning of each calendar year, quarter or month."""
 
@@ -46,7 +58,7 @@ class Budget:
         require(0 < self.delta < 1, "budget: delta must lie in (0, 1)")
 
     def period_of(self, moment: datetime) -> str:
-        """The period that a moment lies in: "2026", "2026-Q4", "2026-11", or "" where it never ends.
+        """The period that a moment lies in: "2026", "2026-Q4", "2026-11"; "" where it never ends.
 
         Periods sort by time as texts do.
         """
@@ -60,91 +72,90 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Partner:
-    """One company that brings customers.
-
-    Attributes:
-        name: by which it is known in requests, reports and errors.
-        role: what it is, for people ("retailer").
-        customers: how many it *declares* to bring, to two significant digits. Public: weights and
-            the expected batch size come from it, and never from the private count.
-        first_day: of the data it brings.
-        last_day: of the data it brings, not before ``first_day``.
-
-    Raises:
-        SettingError: no customers, a number that looks like an exact count, or days reversed.
-    """
-
-    name: str
-    role: str
-    customers: int
-    first_day: date
-    last_day: date
-
-    def __post_init__(self) -> None:
-        where = f"partner {self.name!r}"
-        require(self.customers >= 1, f"{where}: customers must be at least 1")
-        require(
-            self.customers == rounded(self.customers),
-            f"{where}: customers is public; round it to two significant digits, such as 1200",
-        )
-        require(self.first_day <= self.last_day, f"{where}: last_day lies before first_day")
-
-    @property
-    def data_period(self) -> str:
-        """The days its data covers, as reports show them."""
-        return f"{self.first_day.isoformat()} to {self.last_day.isoformat()}"
-
-
-@dataclass(frozen=True)
 class Terms:
     """What the partners allow each other to ask.
 
     Attributes:
         name: of the collaboration.
         version: of its terms, >= 1.
+        previous: digest of the version before this one; empty for version 1.
+        valid_from: first day on which anything may run.
+        valid_until: last such day, in UTC.
         schema: the table that every partner brings.
-        partners: who takes part; names differ.
+        coordinator: who runs jobs, and may ask for them.
+        analysts: who may ask for jobs as well.
+        partners: who brings customers.
         purposes: what may be asked for.
+        requests: kinds of requests that may be asked.
+        approval: whether a person must say yes to each job, at every party.
         customers_overlap: whether one person may be a customer of several partners.
         minimum_cohort: fewest customers with which a partner takes part.
         budget: what all jobs together may cost, at each partner.
         model_families: which models may be trained.
         protections: how the noise may be added; never ``none``.
+        max_epsilon_per_job: most ε that one job alone may cost, > 0.
+        max_concurrent_jobs: most jobs that are open at a partner at once.
         max_parameters: most parameters of a model.
         max_rounds: most rounds of a job.
         max_steps: most steps of a job at one partner.
 
     Raises:
-        SettingError: a list is empty, a limit out of range, or the budget's δ is not below one in
-            the number of customers of the smallest partner.
+        SettingError: a list is empty, a limit out of range, days or versions do not fit, two
+            parties share a name or a key, or the budget's δ is not below one in the number of
+            customers of the smallest partner.
     """
 
     name: str
     version: int
+    previous: str
+    valid_from: date
+    valid_until: date
     schema: Schema
+    coordinator: Party
+    analysts: tuple[Party, ...]
     partners: tuple[Partner, ...]
     purposes: tuple[str, ...]
+    requests: tuple[RequestKind, ...]
+    approval: Approval
     customers_overlap: bool
     minimum_cohort: int
     budget: Budget
     model_families: tuple[Family, ...]
     protections: tuple[Protection, ...]
+    max_epsilon_per_job: float
+    max_concurrent_jobs: int
     max_parameters: int
     max_rounds: int
     max_steps: int
 
     def __post_init__(self) -> None:
-        for name in ("partners", "purposes", "model_families", "protections"):
+        for name in ("partners", "purposes", "requests", "model_families", "protections"):
             require(bool(getattr(self, name)), f"terms: {name} must name at least one")
-        for name in ("version", "minimum_cohort", "max_parameters", "max_rounds", "max_steps"):
+        for name in ("version", "minimum_cohort", *_WHOLE_LIMITS):
             require(getattr(self, name) >= 1, f"terms: {name} must be at least 1")
+        require(positive(self.max_epsilon_per_job), "terms: max_epsilon_per_job must be above 0")
         require("none" not in self.protections, "terms: protection 'none' cannot be agreed on")
-        self._check_partners()
+        require(self.valid_from <= self.valid_until, "terms: valid_until lies before valid_from")
+        self._check_version()
+        self._check_parties()
+        self._check_customers()
 
-    def _check_partners(self) -> None:
-        names = [partner.name for partner in self.partners]
-        require(len(set(names)) == len(names), "terms: two partners have the same name")
+    def _check_version(self) -> None:
+        first = self.version == 1
+        require(
+            first == (self.previous == ""),
+            "terms: previous is empty for version 1, and the digest of the version before for "
+            "every later one",
+        )
+        require(first or is_digest(self.previous), "terms: previous must be 64 hex digits")
+
+    def _check_parties(self) -> None:
+        parties = [party for party, _ in self.parties]
+        for what in ("name", "key", "certificate"):
+            values = [getattr(party, what).lower() for party in parties]
+            require(len(set(values)) == len(values), f"terms: two parties have the same {what}")
+
+    def _check_customers(self) -> None:
         smallest = min(self.partners, key=lambda partner: partner.customers)
         require(
             self.budget.delta * smallest.customers < 1,
@@ -160,6 +171,30 @@ class Terms:
     def _digest(self) -> str:
         return canonical.digest(to_record(self))
 
+    @property
+    def parties(self) -> tuple[tuple[Party, Duty], ...]:
+        """Everybody who signs, and what each does."""
+        return (
+            (self.coordinator, "coordinator"),
+            *((analyst, "analyst") for analyst in self.analysts),
+            *((partner, "partner") for partner in self.partners),
+        )
+
+    def party(self, name: str) -> tuple[Party, Duty]:
+        """The party of this name, and what it does.
+
+        Raises:
+            SettingError: there is none.
+        """
+        for party, duty in self.parties:
+            if party.name == name:
+                return party, duty
+        raise SettingError(f"terms: no party is named {name!r}")
+
+    def in_force(self, day: date) -> bool:
+        """Whether anything may run on this day (UTC)."""
+        return self.valid_from <= day <= self.valid_until
+
     def partner(self, name: str) -> Partner:
         """The partner of this name.
 
@@ -170,12 +205,6 @@ class Terms:
             if partner.name == name:
                 return partner
         raise SettingError(f"terms: no partner is named {name!r}")
-
-
-def rounded(customers: int) -> int:
-    """A number of customers to two significant digits, halves upwards: fit to be declared."""
-    unit: int = 10 ** max(len(str(abs(customers))) - 2, 0)
-    return (customers + unit // 2) // unit * unit
 
 
 def load_terms(path: Path) -> Terms:
@@ -213,27 +242,23 @@ def to_record(terms: Terms) -> dict[str, object]:
     return {
         "name": terms.name,
         "version": terms.version,
+        "previous": terms.previous,
+        "valid_from": terms.valid_from.isoformat(),
+        "valid_until": terms.valid_until.isoformat(),
         "purposes": list(terms.purposes),
+        "requests": list(terms.requests),
+        "approval": terms.approval,
         "customers_overlap": terms.customers_overlap,
         "minimum_cohort": terms.minimum_cohort,
-        "budget": {"epsilon": terms.budget.epsilon, "delta": terms.budget.delta},
+        "budget": {name: getattr(terms.budget, name) for name in _BUDGET},
         "allowed": {
             "model_families": list(terms.model_families),
             "protections": list(terms.protections),
-            "max_parameters": terms.max_parameters,
-            "max_rounds": terms.max_rounds,
-            "max_steps": terms.max_steps,
+            **{name: getattr(terms, name) for name in ("max_epsilon_per_job", *_WHOLE_LIMITS)},
         },
-        "partners": [
-            {
-                "name": partner.name,
-                "role": partner.role,
-                "customers": partner.customers,
-                "first_day": partner.first_day.isoformat(),
-                "last_day": partner.last_day.isoformat(),
-            }
-            for partner in terms.partners
-        ],
+        "coordinator": _party_record(terms.coordinator),
+        "analysts": [_party_record(analyst) for analyst in terms.analysts],
+        "partners": [_party_record(partner) for partner in terms.partners],
         "schema": terms.schema.to_record(),
     }
 
@@ -243,19 +268,33 @@ def digest(terms: Terms) -> str:
     return terms._digest
 
 
+def is_digest(text: str) -> bool:
+    """Whether a text has the form of a digest: 64 hexadecimal digits in lower case."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _TERMS = (
     "name",
     "version",
+    "previous",
+    "valid_from",
+    "valid_until",
     "purposes",
+    "requests",
+    "approval",
     "customers_overlap",
     "minimum_cohort",
     "budget",
     "allowed",
+    "coordinator",
+    "analysts",
     "partners",
     "schema",
 )
-_ALLOWED = ("model_families", "protections", "max_parameters", "max_rounds", "max_steps")
-_PARTNER = ("name", "role", "customers", "first_day", "last_day")
+_BUDGET = ("epsilon", "delta", "period")
+_WHOLE_LIMITS = ("max_concurrent_jobs", "max_parameters", "max_rounds", "max_steps")
+_ALLOWED = ("model_families", "protections", "max_epsilon_per_job", *_WHOLE_LIMITS)
 
 
 def _schema(record: object) -> Schema:
@@ -270,33 +309,40 @@ def _schema(record: object) -> Schema:
 def _terms(record: object, schema: Schema) -> Terms:
     read = Fields(record, "terms", _TERMS)
     allowed = Fields(read.raw("allowed"), "terms.allowed", _ALLOWED)
-    budget = Fields(read.raw("budget"), "terms.budget", ("epsilon", "delta"))
     return Terms(
         name=read.text("name"),
         version=read.whole("version"),
+        previous=_previous(read),
+        valid_from=read.day("valid_from"),
+        valid_until=read.day("valid_until"),
         schema=schema,
-        partners=tuple(_partner(item) for item in read.items("partners")),
+        coordinator=party_from_record(read.raw("coordinator"), "terms.coordinator"),
+        analysts=tuple(party_from_record(a, "terms.analysts") for a in read.items("analysts")),
+        partners=tuple(partner_from_record(p, "terms.partners") for p in read.items("partners")),
         purposes=read.texts("purposes"),
+        requests=read.choices("requests", get_args(RequestKind)),
+        approval=read.choice("approval", get_args(Approval)),
         customers_overlap=read.flag("customers_overlap"),
         minimum_cohort=read.whole("minimum_cohort"),
-        budget=Budget(budget.number("epsilon"), budget.number("delta")),
+        budget=_budget(read.raw("budget")),
         model_families=allowed.choices("model_families", get_args(Family)),
         protections=allowed.choices("protections", get_args(Protection)),
+        max_epsilon_per_job=allowed.number("max_epsilon_per_job"),
+        max_concurrent_jobs=allowed.whole("max_concurrent_jobs"),
         max_parameters=allowed.whole("max_parameters"),
         max_rounds=allowed.whole("max_rounds"),
         max_steps=allowed.whole("max_steps"),
     )
 
 
-def _partner(record: object) -> Partner:
-    read = Fields(record, "terms.partners", _PARTNER)
-    return Partner(
-        name=read.text("name"),
-        role=read.text("role"),
-        customers=read.whole("customers"),
-        first_day=read.day("first_day"),
-        last_day=read.day("last_day"),
-    )
+def _previous(read: Fields) -> str:
+    return "" if read.raw("previous") == "" else read.text("previous")
+
+
+def _budget(record: object) -> Budget:
+    read = Fields(record, "terms.budget", _BUDGET)
+    period = read.choice("period", get_args(Period))
+    return Budget(read.number("epsilon"), read.number("delta"), period)
 
 
 def _read_toml(path: Path) -> dict[str, object]:

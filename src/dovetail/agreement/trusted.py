@@ -1,0 +1,137 @@
+"""The newest terms that all parties signed: moving forward only, and handed out only in force.
+
+The idea is that of The Update Framework's trusted metadata set: an object that cannot hold
+anything else, with no I/O in it.
+
+::
+
+    first terms        every party signed, with the key that these terms pin for it
+    next terms         the same; and the same name, the next version, ``previous`` the digest of
+                       the terms held; and every party that stays signed with the key that the
+                       terms held pin for it, so that nobody's key is replaced without its owner
+    the same terms     accepted and change nothing
+    older terms        refused
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import date
+
+from dovetail.agreement import terms as agreed
+from dovetail.agreement.signing import SignedTerms
+from dovetail.agreement.terms import Terms
+from dovetail.errors import AgreementError
+
+
+class TrustedTerms:
+    """What may be relied on.
+
+    Guarantees:
+        ``newest`` was signed by every party that it names. It is never replaced by an older
+        version, nor by one that skips a version, nor by one that a party which stays did not sign
+        with the key it had before. :meth:`in_force` returns nothing that has expired or has not
+        begun.
+    """
+
+    def __init__(self, me: str = "", key: str = "") -> None:
+        """Trusts nothing yet.
+
+        Args:
+            me: the party that relies on this; empty for an onlooker.
+            key: that party's own public key: terms that pin another one for it are refused.
+        """
+        self._me, self._key = me, key
+        self._chain: list[SignedTerms] = []
+
+    @property
+    def newest(self) -> Terms | None:
+        """The newest terms that all signed, in force or not."""
+        return self._chain[-1].terms if self._chain else None
+
+    @property
+    def chain(self) -> tuple[SignedTerms, ...]:
+        """All versions that were accepted here, oldest first."""
+        return tuple(self._chain)
+
+    def in_force(self, day: date) -> Terms:
+        """The terms, on a day on which they hold.
+
+        Args:
+            day: today, in UTC.
+
+        Raises:
+            AgreementError: there are none, they have not begun, or they have expired.
+        """
+        terms = self.newest
+        if terms is None:
+            raise AgreementError("no terms are in force here: not all parties have signed any")
+        if day < terms.valid_from:
+            raise AgreementError(f"the terms begin on {terms.valid_from.isoformat()}")
+        if day > terms.valid_until:
+            raise AgreementError(f"the terms ended on {terms.valid_until.isoformat()}")
+        return terms
+
+    def update(self, signed: SignedTerms) -> bool:
+        """Moves on to newer terms.
+
+        Returns:
+            Whether they are new; ``False`` for the ones held already.
+
+        Raises:
+            AgreementError: they cannot follow; says why, and nothing changes.
+        """
+        held = self.newest
+        if held is not None and agreed.digest(held) == agreed.digest(signed.terms):
+            return False
+        if held is not None:
+            _require_next(held, signed)
+        if missing := signed.missing():
+            raise AgreementError(f"not signed by {', '.join(missing)}")
+        self._require_mine(signed.terms)
+        self._chain.append(signed)
+        return True
+
+    def follow(self, chain: Iterable[SignedTerms]) -> bool:
+        """Moves along a whole history, skipping what is held already or older.
+
+        Returns:
+            Whether anything was new.
+
+        Raises:
+            AgreementError: a version cannot follow, or the history ends before the terms held,
+                or is another one: somebody shows an older agreement.
+        """
+        new, last = False, None
+        for last in chain:
+            if self.newest is None or last.terms.version > self.newest.version:
+                new = self.update(last) or new
+        held = self.newest
+        if held is not None and (last is None or agreed.digest(last.terms) != agreed.digest(held)):
+            raise AgreementError("an older or another agreement was shown than the one held here")
+        return new
+
+    def _require_mine(self, terms: Terms) -> None:
+        if not self._me:
+            return
+        mine = {party.name: party for party, _ in terms.parties}.get(self._me)
+        if mine is None:
+            raise AgreementError(f"the terms no longer name {self._me!r}")
+        if mine.key != self._key:
+            raise AgreementError(f"the terms pin another key for {self._me!r} than it has")
+
+
+def _require_next(held: Terms, signed: SignedTerms) -> None:
+    terms = signed.terms
+    if terms.name != held.name:
+        raise AgreementError("these are the terms of another collaboration")
+    if terms.version <= held.version:
+        raise AgreementError(f"version {terms.version} is not newer than version {held.version}")
+    if terms.version != held.version + 1:
+        raise AgreementError(f"version {held.version + 1} is missing in between")
+    if terms.previous != agreed.digest(held):
+        raise AgreementError("these terms follow other ones than are held here")
+    staying = {party.name for party, _ in terms.parties}
+    unasked = [p.name for p, _ in held.parties if p.name in staying and not signed.signed_by(p.key)]
+    if unasked:
+        raise AgreementError(f"not signed with the key held until now by {', '.join(unasked)}")
