@@ -15,6 +15,7 @@ SOURCE = ROOT / "src" / "dovetail"
 DOORS = {
     "cryptography": {"crypto"},
     "rfc8785": {"crypto"},
+    "tomlkit": {"agreement"},
     "dp_accounting": {"privacy"},
     "scipy": {"privacy"},
     "torch": {"training"},
