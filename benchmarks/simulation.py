@@ -29,8 +29,8 @@ import numpy.typing as npt
 from benchmarks.machine import describe
 from dovetail.agreement import request as requests
 from dovetail.agreement.request import ModelSpec, Request, TrainingTask
-from dovetail.agreement.terms import Budget, Partner, Terms
-from dovetail.coordinator.app import Run
+from dovetail.agreement.terms import Budget, Terms
+from dovetail.coordinator.run import Run
 from dovetail.crypto.prg import fresh_key
 from dovetail.flower.actions import Contribution, Record, node_app
 from dovetail.node.runner import Runner
@@ -94,14 +94,23 @@ def terms(nodes: int) -> Terms:
     return Terms(
         name="benchmark",
         version=1,
+        previous="",
+        valid_from=identities.FIRST_DAY,
+        valid_until=identities.LAST_DAY,
         schema=SCHEMA,
-        partners=tuple(Partner(f"p{i}", "partner", CUSTOMERS, *period) for i in range(nodes)),
+        coordinator=identities.coordinator(),
+        analysts=(),
+        partners=tuple(identities.partner(f"p{i}", "partner", CUSTOMERS, *period) for i in range(nodes)),
         purposes=("benchmark",),
+        requests=("training",),
+        approval="automatic",
         customers_overlap=False,
         minimum_cohort=1,
         budget=Budget(1000.0, 1e-4),
         model_families=("logistic", "mlp"),
         protections=("local",),
+        max_epsilon_per_job=1000.0,
+        max_concurrent_jobs=100,
         max_parameters=10**6,
         max_rounds=1000,
         max_steps=10**5,

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dovetail.agreement.request import ModelSpec, TrainingTask
-from dovetail.agreement.terms import Budget, Partner, Terms
+from dovetail.agreement.terms import Budget, Terms
 from dovetail.schema import Category, Label, Number, Schema
+from dovetail.simulation import identities
 from dovetail.training.batch import Batch
 
 SCHEMA = Schema(
@@ -73,18 +74,27 @@ def terms(**changes: Any) -> Terms:
     standard = Terms(
         name="loyalty",
         version=1,
+        previous="",
+        valid_from=date(2024, 1, 1),
+        valid_until=date(2999, 12, 31),
         schema=SCHEMA,
+        coordinator=identities.coordinator(),
+        analysts=(),
         partners=(
-            Partner("retailer", "retailer", 300, *period),
-            Partner("platform", "ad platform", 200, *period),
-            Partner("brand", "brand", 100, *period),
+            identities.partner("retailer", "retailer", 300, *period),
+            identities.partner("platform", "ad platform", 200, *period),
+            identities.partner("brand", "brand", 100, *period),
         ),
         purposes=("propensity",),
+        requests=("training",),
+        approval="automatic",
         customers_overlap=False,
         minimum_cohort=50,
         budget=Budget(epsilon=8.0, delta=1e-3),
         model_families=("logistic", "mlp", "embedding_mlp"),
         protections=("local",),
+        max_epsilon_per_job=8.0,
+        max_concurrent_jobs=100,
         max_parameters=10_000,
         max_rounds=50,
         max_steps=200,

@@ -10,7 +10,7 @@ from dovetail.agreement import request as requests
 from dovetail.agreement.entry import Entry
 from dovetail.agreement.ledger import Ledger
 from dovetail.agreement.request import ModelSpec, Request
-from dovetail.agreement.terms import Budget, Partner, Terms
+from dovetail.agreement.terms import Budget, Terms
 from dovetail.simulation.report import HeadlineJob
 from dovetail.simulation.results import ALL, Comparison, Measurement, Predictions
 from dovetail.simulation.study import (
@@ -114,20 +114,29 @@ def job(names: tuple[str, ...] = NAMES, note: str = "Drawn at random.") -> Headl
     features = tuple(column.name for column in SCHEMA.columns)
     task = study().training.task(features, SCHEMA.label.name, noise_multiplier=NOISE[3.0], seed=0)
     partners = tuple(
-        Partner(name, "a role", declared, FIRST, LAST)
+        identities.partner(name, "a role", declared, FIRST, LAST)
         for name, declared in zip(names, DECLARED, strict=True)
     )
     terms = Terms(
         name="Made-up terms",
         version=1,
+        previous="",
+        valid_from=identities.FIRST_DAY,
+        valid_until=identities.LAST_DAY,
         schema=SCHEMA,
+        coordinator=identities.coordinator(),
+        analysts=(),
         partners=partners,
         purposes=(PURPOSE,),
+        requests=("training",),
+        approval="automatic",
         customers_overlap=False,
         minimum_cohort=50,
         budget=Budget(3.0, DELTA),
         model_families=("logistic",),
         protections=("local",),
+        max_epsilon_per_job=3.0,
+        max_concurrent_jobs=1,
         max_parameters=100,
         max_rounds=ROUNDS,
         max_steps=ROUNDS,

@@ -8,7 +8,7 @@ import pytest
 
 from dovetail.agreement.request import ModelSpec, Request
 from dovetail.agreement.terms import Budget
-from dovetail.coordinator.app import JobEvent
+from dovetail.coordinator.progress import JobEvent
 from dovetail.coordinator.round import Arrays
 from dovetail.errors import PolicyError
 from dovetail.simulation.world import World

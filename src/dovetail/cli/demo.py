@@ -18,7 +18,7 @@ from dovetail.cli.outcome import Code, complain, print_json
 from dovetail.errors import SettingError
 
 if TYPE_CHECKING:
-    from dovetail.coordinator.app import JobEvent
+    from dovetail.coordinator.progress import JobEvent
     from dovetail.simulation.demo import DemoResult, Watch
     from dovetail.simulation.running import Progress as StudyProgress
 

@@ -8,7 +8,9 @@
         └──▶ cancelled └▶ cancelled
 
 Rules: a job starts only after every partner permitted it; what ended stays ended; every end but
-``released`` has a reason that may be shown to all partners.
+``released`` has a reason that may be shown to all partners. A round's number is asked once: a round
+that did not finish, because too few answered or the coordinator died, is *lost*, and the model
+goes on from the last finished one.
 """
 
 from __future__ import annotations
@@ -52,13 +54,17 @@ class Job:
     Attributes:
         request: what is asked; its ``job`` names this job.
         state: where it stands.
+        round_asked: the last round that nodes may have been asked for; 0 before the first.
         rounds_done: finished rounds, each counted once.
+        rounds_lost: rounds that were asked and did not finish.
         reason: why it ended, for every end but ``released``.
     """
 
     request: Request
     state: State = State.PROPOSED
+    round_asked: int = 0
     rounds_done: int = 0
+    rounds_lost: int = 0
     reason: str = ""
 
     def move(self, state: State, reason: str = "") -> Job:
@@ -73,17 +79,53 @@ class Job:
             raise LocalProtocolError(f"a job cannot become {state} without a reason")
         return replace(self, state=state, reason=reason)
 
-    def finish_round(self, number: int) -> Job:
-        """The job after round ``number`` (1 for the first).
+    def ask_round(self) -> Job:
+        """The job once its next round may have reached a node.
 
         Raises:
-            LocalProtocolError: the job is not running, or this is not its next round.
+            LocalProtocolError: the job is not running, a round is open, or none is left.
         """
-        if self.state is not State.RUNNING or number != self.rounds_done + 1:
-            raise LocalProtocolError("only a running job's next round can be finished")
-        return replace(self, rounds_done=number)
+        self._require_running(not self.round_open and self.round_asked < self.rounds)
+        return replace(self, round_asked=self.round_asked + 1)
+
+    def finish_round(self) -> Job:
+        """The job after its open round.
+
+        Raises:
+            LocalProtocolError: the job is not running, or no round is open.
+        """
+        self._require_running(self.round_open)
+        return replace(self, rounds_done=self.rounds_done + 1)
+
+    def lose_round(self) -> Job:
+        """The job without its open round.
+
+        Raises:
+            LocalProtocolError: the job is not running, or no round is open.
+        """
+        self._require_running(self.round_open)
+        return replace(self, rounds_lost=self.rounds_lost + 1)
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of the whole job."""
+        return self.request.task.rounds
+
+    @property
+    def round_open(self) -> bool:
+        """Whether the last round that was asked has neither finished nor been lost."""
+        return self.round_asked > self.rounds_done + self.rounds_lost
+
+    @property
+    def too_many_lost(self) -> bool:
+        """Whether more rounds are lost than a job may lose: a tenth of them, or one."""
+        return self.rounds_lost > max(1, self.rounds // 10)
 
     @property
     def ended(self) -> bool:
         """Whether nothing can happen to this job any more."""
         return not TRANSITIONS[self.state]
+
+    def _require_running(self, allowed: bool) -> None:
+        if self.state is not State.RUNNING or not allowed:
+            raise LocalProtocolError("this round of the job cannot be asked, finished or lost")

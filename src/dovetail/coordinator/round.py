@@ -18,6 +18,7 @@ from dovetail.errors import LocalProtocolError, TooManyDropouts
 from dovetail.schema import Schema
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
+_BLOCK = 1 << 16  # elements; stays in the second-level cache
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,8 @@ class Round:
             raise LocalProtocolError(f"node {node} cannot contribute to this round (again)")
         weight = np.float32(self._weights[node])
         for name, array in arrays.items():
-            if name in self._sum:
-                self._sum[name] += weight * array
-            else:
-                self._sum[name] = weight * array
+            total = self._sum.setdefault(name, np.zeros(array.shape, np.float32))
+            _add_weighted(total.reshape(-1), array.reshape(-1), weight)
         self._nodes.append(node)
 
     def close(self) -> Mean:
@@ -82,6 +81,16 @@ class Round:
             array /= np.float32(weight)
         self._weights.clear()
         return Mean(self._sum, weight, tuple(sorted(self._nodes)))
+
+
+def _add_weighted(
+    total: npt.NDArray[np.float32], array: npt.NDArray[np.float32], weight: np.float32
+) -> None:
+    """Adds ``weight * array`` block by block, so that no third array of that size exists."""
+    scratch = np.empty(min(_BLOCK, array.size), np.float32)
+    for start in range(0, array.size, _BLOCK):
+        part = array[start : start + _BLOCK]
+        total[start : start + _BLOCK] += np.multiply(part, weight, out=scratch[: part.size])
 
 
 def initial_arrays(task: TrainingTask, schema: Schema) -> dict[str, npt.NDArray[np.float32]]:

@@ -1,4 +1,4 @@
-"""What a coordinator can ask of a node, as Flower messages: propose, train, close.
+"""What a coordinator can ask of a node, as Flower messages: preview, propose, train, close, keep.
 
 A coordinator sends data, never code. Every message that starts work carries the whole request, so
 that a node can compare it with the one it admitted and needs no memory but its ledger.
@@ -7,7 +7,7 @@ that a node can compare it with the one it admitted and needs no memory but its 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -27,9 +27,13 @@ from dovetail.flower.records import (
     named_arrays,
 )
 
+PREVIEW = "query.preview"
 PROPOSE = "query.propose"
 TRAIN = "train"
 CLOSE = "query.close"
+KEEP = "query.keep"
+SIGNED = "signed"
+"""Setting that holds a signed request."""
 CONFIG = "config"
 """Record that holds settings, in requests and in replies."""
 
@@ -55,8 +59,12 @@ class Contribution:
 class Actions(Protocol):
     """What a node can do; each raises a ``DovetailError`` to refuse."""
 
-    def propose(self, request: Record, terms_digest: str) -> Record:
-        """Judges a request and reserves its cost; answers with the permit."""
+    def preview(self, signed: Record) -> Record:
+        """Judges a signed request without charging anything; answers what it would cost."""
+        ...
+
+    def propose(self, signed: Record) -> Record:
+        """Judges a signed request and reserves its cost; answers with the signed permit."""
         ...
 
     def train(
@@ -69,6 +77,10 @@ class Actions(Protocol):
         """Ends a job."""
         ...
 
+    def keep(self, card: Record, arrays: NamedArrays) -> None:
+        """Keeps the model that a job released, with its card."""
+        ...
+
 
 def node_app(actions_of: Callable[[Context], Actions]) -> ClientApp:
     """The client app of a node.
@@ -77,9 +89,12 @@ def node_app(actions_of: Callable[[Context], Actions]) -> ClientApp:
         actions_of: the node that a context belongs to.
     """
 
+    def preview(message: Message, context: Context) -> Message:
+        found = actions_of(context).preview(_json(_config_of(message).get(SIGNED)))
+        return _reply(message, {CONFIG: config_record({"preview": json.dumps(found)})})
+
     def propose(message: Message, context: Context) -> Message:
-        request, config = _request_of(message)
-        permit = actions_of(context).propose(request, str(config.get("terms", "")))
+        permit = actions_of(context).propose(_json(_config_of(message).get(SIGNED)))
         return _reply(message, {CONFIG: config_record({"permit": json.dumps(permit)})})
 
     def train(message: Message, context: Context) -> Message:
@@ -106,13 +121,23 @@ def node_app(actions_of: Callable[[Context], Actions]) -> ClientApp:
         actions_of(context).close(job)
         return _reply(message, {CONFIG: config_record({})})
 
-    return client_app({PROPOSE: propose, TRAIN: train, CLOSE: close})
+    def keep(message: Message, context: Context) -> Message:
+        card = _json(_config_of(message).get("card"))
+        arrays = cast("NamedArrays", named_arrays(_arrays_of(message)))
+        actions_of(context).keep(card, arrays)
+        return _reply(message, {CONFIG: config_record({})})
+
+    return client_app({PREVIEW: preview, PROPOSE: propose, TRAIN: train, CLOSE: close, KEEP: keep})
 
 
-def propose_message(node: int, request: Record, terms_digest: str) -> Message:
+def preview_message(node: int, signed: Record) -> Message:
+    """Asks a node what it would say to a signed request, and what that would cost."""
+    return Message(RecordDict({CONFIG: config_record({SIGNED: json.dumps(signed)})}), node, PREVIEW)
+
+
+def propose_message(node: int, signed: Record) -> Message:
     """Asks a node for its permit."""
-    config = config_record({"request": json.dumps(request), "terms": terms_digest})
-    return Message(RecordDict({CONFIG: config}), node, PROPOSE)
+    return Message(RecordDict({CONFIG: config_record({SIGNED: json.dumps(signed)})}), node, PROPOSE)
 
 
 def train_messages(
@@ -127,6 +152,22 @@ def train_messages(
 def close_message(node: int, job: str) -> Message:
     """Tells a node that a job has ended."""
     return Message(RecordDict({CONFIG: config_record({"job": job})}), node, CLOSE)
+
+
+def keep_messages(nodes: Iterable[int], card: Record, arrays: NamedArrays) -> list[Message]:
+    """Gives every node the released model and its card."""
+    config = config_record({"card": json.dumps(card)})
+    content = RecordDict({ARRAYS: array_record(arrays), CONFIG: config})
+    return [Message(content, node, KEEP) for node in nodes]
+
+
+def preview_of(reply: Message) -> Record:
+    """What a node found, in its reply to :func:`preview_message`.
+
+    Raises:
+        RemoteProtocolError: nothing.
+    """
+    return _json(_config_of(reply).get("preview"))
 
 
 def permit_of(reply: Message) -> Record:

@@ -237,24 +237,43 @@ class CheckedGrid(Grid):
         """
         return self._round(messages, timeout)
 
+    def receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Sends messages and yields the good replies as they come, each let go before the next.
+
+        Why the other replies were not good stands in ``faults`` afterwards. No quorum is asked.
+
+        Args:
+            messages: at most one to each node.
+            timeout: seconds; the grid's own deadline where that is shorter.
+        """
+        messages = list(messages)
+        deadline = self._deadline if timeout is None else min(timeout, self._deadline)
+        good: list[int] = []
+        self.faults = {}
+        for node, answer in ask(self._channel, messages, deadline, self._new_id):
+            try:
+                checked = self._checked(node, answer)
+            except DovetailError as error:
+                self.faults[node] = str(error)
+                continue
+            good.append(node)
+            del answer
+            yield checked
+            del checked
+        self._waiting_since = None
+        asked = tuple(message.metadata.dst_node_id for message in messages)
+        self._report(Report(asked, tuple(good), dict(self.faults)))
+
     def _round(self, messages: Iterable[Message], timeout: float | None = None) -> list[Message]:
         messages = list(messages)
         if not messages:
             return []
-        deadline = self._deadline if timeout is None else min(timeout, self._deadline)
-        replies: dict[int, Message] = {}
-        self.faults = {}
-        for node, reply in ask(self._channel, messages, deadline, self._new_id):
-            try:
-                replies[node] = self._checked(node, reply)
-            except DovetailError as error:
-                self.faults[node] = str(error)
-        self._waiting_since = None
-        asked = tuple(message.metadata.dst_node_id for message in messages)
-        self._report(Report(asked, tuple(replies), dict(self.faults)))
-        if len(replies) < self._quorum:
+        found = {r.metadata.src_node_id: r for r in self.receive(messages, timeout=timeout)}
+        if len(found) < self._quorum:
             raise TooManyDropouts(f"fewer good replies than the quorum of {self._quorum}")
-        return [replies[node] for node in sorted(replies)]
+        return [found[node] for node in sorted(found)]
 
     def _checked(self, node: int, reply: Message | DovetailError) -> Message:
         if isinstance(reply, DovetailError):

@@ -24,6 +24,9 @@ from dovetail.flower.records import NamedArrays, array_record, named_arrays
 FEDAVGM_MOMENTUM = 0.9
 """Server momentum of ``fedavgm`` (Hsu et al. 2019, section 4.3)."""
 
+State = Mapping[str, npt.NDArray[np.generic]]
+"""What a server optimiser carries from round to round, by name."""
+
 _ADAPTIVE_STATE = ("m_t", "v_t")
 _MOMENTUM = "momentum"
 

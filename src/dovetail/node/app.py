@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from dovetail.agreement import request as requests
-from dovetail.agreement import terms as agreed
 from dovetail.agreement.policy import NOTHING_MORE, NodePolicy
 from dovetail.agreement.request import Request
+from dovetail.agreement.signing import (
+    SignedRequest,
+    permit_record,
+    request_from_record,
+    sign_permit,
+)
 from dovetail.agreement.terms import Terms
+from dovetail.crypto.keys import SigningKey
 from dovetail.errors import AgreementError, RemoteProtocolError, SettingError
 from dovetail.flower.actions import Contribution, Record
-from dovetail.node.gate import Gate
-from dovetail.node.runner import Dice, Runner
-from dovetail.privacy.event import to_record
+from dovetail.node.gate import Clock, Decisions, Gate
 from dovetail.store.ledger import LedgerStore
-from dovetail.training.batch import Customers
+from dovetail.training.dp_sgd import RoundResult
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
+Keep = Callable[[Record, Arrays], None]
+"""Keeps a released model and its card."""
+
+
+class Contributor(Protocol):
+    """Computes contributions: :class:`~dovetail.node.runner.Runner`, or a process that runs one."""
+
+    def contribute(
+        self, request: Request, number: int, arrays: Arrays, optimizer_state: Arrays
+    ) -> RoundResult:
+        """See :meth:`dovetail.node.runner.Runner.contribute`."""
+        ...
 
 
 class Node:
@@ -37,47 +53,61 @@ class Node:
         self,
         terms: Terms,
         partner: str,
-        customers: Customers,
+        key: SigningKey,
+        cohort: int,
+        contributor: Contributor,
         ledger: LedgerStore,
-        dice: Dice,
+        clock: Clock,
         policy: NodePolicy = NOTHING_MORE,
+        decisions: Decisions = lambda _: None,
+        keep: Keep = lambda _card, _arrays: None,
     ) -> None:
         """Puts a node together.
 
         Args:
             terms: what the partners agreed.
             partner: the name in the terms of the partner that this node belongs to.
-            customers: its rows, in the columns of the terms' schema.
+            key: that partner's, with which it signs permits.
+            cohort: its number of customers; private.
+            contributor: computes from its rows, in the columns of the terms' schema.
             ledger: its ledger.
-            dice: the randomness of a (job, round).
+            clock: the time, with its zone.
             policy: its own, stricter rules.
+            decisions: what people at the partner said to requests.
+            keep: keeps released models.
 
         Raises:
             AgreementError: the terms do not know the partner.
         """
-        self._terms_digest = agreed.digest(terms)
+        self._key = key
         self._weight = declared_customers(terms, partner)
-        self._gate = Gate(terms, partner, ledger, len(customers), policy)
-        self._runner = Runner(customers, terms.schema, self._weight, dice)
+        self._gate = Gate(terms, partner, ledger, cohort, policy, clock, decisions)
+        self._contributor = contributor
+        self._keep = keep
 
-    def propose(self, request: Record, terms_digest: str) -> Record:
-        """Judges a request under these terms and no others, and reserves its cost."""
-        if terms_digest != self._terms_digest:
-            raise AgreementError("the coordinator works under other terms than this node")
-        permit = self._gate.admit(_parsed(request))
-        return {**asdict(permit), "event": to_record(permit.event)}
+    def preview(self, signed: Record) -> Record:
+        """Judges a request and charges nothing."""
+        return vars(self._gate.preview(parsed(signed)))
+
+    def propose(self, signed: Record) -> Record:
+        """Judges a request, reserves its cost and signs the permit."""
+        return permit_record(sign_permit(self._gate.admit(parsed(signed)), self._key))
 
     def train(self, request: Record, number: int, arrays: Arrays, state: Arrays) -> Contribution:
         """Contributes to one round: charged, computed, recorded, then returned."""
-        admitted = _parsed(request)
+        admitted = _request(request)
         self._gate.begin(admitted, number)
-        result = self._runner.contribute(admitted, number, arrays, state)
+        result = self._contributor.contribute(admitted, number, arrays, state)
         self._gate.commit(admitted, number)
         return Contribution(result.arrays, float(self._weight), result.optimizer_state)
 
     def close(self, job: str) -> None:
         """Ends a job; what it never began is free again."""
         self._gate.close(job)
+
+    def keep(self, card: Record, arrays: Arrays) -> None:
+        """Keeps a released model."""
+        self._keep(card, arrays)
 
 
 def declared_customers(terms: Terms, partner: str) -> int:
@@ -92,7 +122,19 @@ def declared_customers(terms: Terms, partner: str) -> int:
     raise AgreementError(f"the terms know no partner {partner!r}")
 
 
-def _parsed(record: Record) -> Request:
+def parsed(record: Record) -> SignedRequest:
+    """A signed request from another company.
+
+    Raises:
+        RemoteProtocolError: it is none; says which field is wrong.
+    """
+    try:
+        return request_from_record(record)
+    except SettingError as error:
+        raise RemoteProtocolError(str(error)) from None
+
+
+def _request(record: Record) -> Request:
     try:
         return _read(json.dumps(record))
     except SettingError as error:

@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
-from dovetail.agreement.policy import NodePolicy, Permit, judge, require_allowed
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from dovetail.agreement.ledger import JobSpending
+from dovetail.agreement.permit import Permit, permit_end, permit_of
+from dovetail.agreement.policy import NodePolicy, judge, needs_approval, require_allowed
 from dovetail.agreement.request import Request, digest
+from dovetail.agreement.signing import SignedRequest, require_asked
 from dovetail.agreement.terms import Terms
 from dovetail.errors import PolicyError
 from dovetail.store.ledger import LedgerStore
+
+Clock = Callable[[], datetime]
+Decision = Literal["approved", "refused"]
+Decisions = Callable[[Request], Decision | None]
+"""What a person at this partner said to a request; ``None`` where nobody has said anything."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a partner would say to a request, and what it would cost there.
+
+    Attributes:
+        refused_by: the rule that would refuse it; empty where none would.
+        text: why, where it would.
+        needs_approval: whether a person would have to say yes.
+        epsilon: of the job alone, at the budget's δ.
+        remaining: of the period's budget, before the job.
+    """
+
+    refused_by: str
+    text: str
+    needs_approval: bool
+    epsilon: float
+    remaining: float
 
 
 class Gate:
@@ -18,7 +50,14 @@ class Gate:
     """
 
     def __init__(
-        self, terms: Terms, partner: str, ledger: LedgerStore, cohort: int, policy: NodePolicy
+        self,
+        terms: Terms,
+        partner: str,
+        ledger: LedgerStore,
+        cohort: int,
+        policy: NodePolicy,
+        clock: Clock,
+        decisions: Decisions,
     ) -> None:
         """Opens the gate.
 
@@ -28,45 +67,79 @@ class Gate:
             ledger: this partner's ledger.
             cohort: the partner's number of customers; private, only ever compared.
             policy: the partner's own, stricter rules.
+            clock: the time, with its zone.
+            decisions: what people here said to requests.
         """
         self._terms = terms
         self._partner = partner
         self._ledger = ledger
         self._cohort = cohort
         self._policy = policy
+        self._clock = clock
+        self._decisions = decisions
 
-    def admit(self, request: Request) -> Permit:
-        """Judges a request and reserves the cost of the whole job.
+    def preview(self, signed: SignedRequest) -> Preview:
+        """Judges a request, and charges nothing.
 
         Raises:
-            PolicyError: names the rule that refused it; nothing was charged.
+            LedgerError: the ledger cannot be read.
+        """
+        refused_by, text = "", ""
+        try:
+            self._judge(signed)
+        except PolicyError as error:
+            refused_by, text = error.rule, str(error).removeprefix(f"{error.rule}: ")
+        ledger, task = self._ledger.refresh(), signed.request.task
+        return Preview(
+            refused_by=refused_by,
+            text=text,
+            needs_approval=needs_approval(self._terms, self._policy),
+            epsilon=ledger.epsilon_of({task.event: task.steps}, self._terms.budget.delta),
+            remaining=ledger.remaining(self._clock()),
+        )
+
+    def admit(self, signed: SignedRequest) -> Permit:
+        """Judges a request and reserves the cost of the whole job.
+
+        Asked again for a job that it admitted and that is still open, it gives the permit again
+        and charges nothing.
+
+        Raises:
+            PolicyError: names the rule that refused it, or ``approval`` where a person has yet to
+                say yes; nothing was charged.
             LedgerError: the ledger cannot be read or written; nothing was charged.
         """
-        permit = judge(
-            request,
-            self._terms,
-            self._partner,
-            self._cohort,
-            self._ledger.refresh(),
-            self._policy,
-        )
-        self._ledger.reserve(permit.job, permit.request_digest, permit.event, permit.steps)
-        return permit
+        request, terms = signed.request, self._terms
+        require_asked(signed, terms)
+        known = self._ledger.refresh().job(request.job)
+        if known is None:
+            self._judge(signed)
+            self._require_approved(request)
+            event, steps = request.task.event, request.task.steps
+            self._ledger.reserve(request.job, digest(request), event, steps)
+            ledger = self._ledger.refresh()
+            known = ledger.spending_by_job()[request.job]
+        self._require_same(request, known)
+        reserved_at = datetime.fromisoformat(known.reserved_at)
+        return permit_of(request, terms, self._partner, reserved_at, self._ledger.refresh().head)
 
     def begin(self, request: Request, number: int) -> None:
         """Charges round ``number`` (1 for the first) of an admitted job.
 
         Raises:
             PolicyError: the round does not belong to the job, the request is not the one that was
-                admitted under this name, or this node's terms or policy no longer allow it.
+                admitted under this name, its permit has expired, or this node's terms or policy no
+                longer allow it.
             LedgerError: the round was answered before, or the job is closed or unknown.
         """
         if not 1 <= number <= request.task.rounds:
             raise PolicyError("rounds", f"job {request.job!r} has {request.task.rounds} rounds")
-        admitted = self._ledger.refresh().job(request.job)
-        if admitted is None or admitted.request_digest != digest(request):
-            raise PolicyError("request", f"job {request.job!r} was not admitted as asked here")
-        require_allowed(request, self._terms, self._partner, self._cohort, self._policy)
+        known, now = self._ledger.refresh().job(request.job), self._clock()
+        self._require_same(request, known)
+        assert known is not None  # noqa: S101 - checked in the line above
+        if now > permit_end(self._terms, datetime.fromisoformat(known.reserved_at)):
+            raise PolicyError("permit", f"the permit of job {request.job!r} has expired")
+        require_allowed(request, self._terms, self._partner, self._cohort, self._policy, now)
         self._ledger.begin(request.job, number, request.task.local_steps)
 
     def commit(self, request: Request, number: int) -> None:
@@ -76,3 +149,21 @@ class Gate:
     def close(self, job: str) -> None:
         """Ends a job; what it reserved and never began is free again."""
         self._ledger.cancel(job)
+
+    def _judge(self, signed: SignedRequest) -> None:
+        require_asked(signed, self._terms)
+        ledger, now = self._ledger.refresh(), self._clock()
+        judge(signed.request, self._terms, self._partner, self._cohort, ledger, self._policy, now)
+
+    def _require_approved(self, request: Request) -> None:
+        decision = self._decisions(request)
+        if decision == "refused":
+            raise PolicyError("refusal", "a person at this partner refused this job")
+        if decision is None and needs_approval(self._terms, self._policy):
+            raise PolicyError("approval", "waits for a person at this partner to approve it")
+
+    def _require_same(self, request: Request, known: JobSpending | None) -> None:
+        if known is None or known.request_digest != digest(request):
+            raise PolicyError("request", f"job {request.job!r} was not admitted as asked here")
+        if known.cancelled:
+            raise PolicyError("request", f"job {request.job!r} has ended here")

@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dovetail.agreement.request import Request, TrainingTask
-from dovetail.agreement.terms import Budget, Partner, Terms, rounded
+from dovetail.agreement.party import Partner, rounded
+from dovetail.agreement.terms import Budget, Terms
 from dovetail.coordinator.round import calibrated
 from dovetail.schema import Schema
+from dovetail.simulation import identities
 from dovetail.simulation.ground import Ground, Together
 from dovetail.simulation.metrics import auc, log_loss
 from dovetail.simulation.results import ALL, Comparison, Measurement, Metric
@@ -129,14 +131,23 @@ def terms_of(
     return Terms(
         name=study.name,
         version=1,
+        previous="",
+        valid_from=identities.FIRST_DAY,
+        valid_until=identities.LAST_DAY,
         schema=schema,
+        coordinator=identities.coordinator(),
+        analysts=(),
         partners=partners,
         purposes=(PURPOSE,),
+        requests=("training",),
+        approval="automatic",
         customers_overlap=study.privacy.customers_overlap,
         minimum_cohort=study.privacy.minimum_cohort,
         budget=Budget(epsilon, study.privacy.delta),
         model_families=(task.model.family,),
         protections=(task.protection,),
+        max_epsilon_per_job=epsilon,
+        max_concurrent_jobs=1,
         max_parameters=int(sum(sizes)),
         max_rounds=task.rounds,
         max_steps=task.steps,
@@ -162,7 +173,7 @@ def _parties(
 def _imaginary_company(partners: tuple[Partner, ...], customers: int) -> Partner:
     first = min(partner.first_day for partner in partners)
     last = max(partner.last_day for partner in partners)
-    return Partner(ALL, "one company that holds all rows", rounded(customers), first, last)
+    return identities.partner(ALL, "one company that holds all rows", rounded(customers), first, last)
 
 
 def _train_without_privacy(cell: Cell, study: Study, ground: Ground) -> Arrays:

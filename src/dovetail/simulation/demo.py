@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dovetail.agreement.record import require
 from dovetail.agreement.request import ModelSpec, Request
-from dovetail.coordinator.app import JobEvent
+from dovetail.coordinator.progress import JobEvent
 from dovetail.data.source import run_query
 from dovetail.errors import DataError
 from dovetail.simulation import complete_journey

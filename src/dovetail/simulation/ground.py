@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dovetail.agreement.record import require
-from dovetail.agreement.terms import Partner
+from dovetail.agreement.party import Partner
 from dovetail.crypto import canonical
 from dovetail.data.customers import CustomerArrays
 from dovetail.errors import SettingError

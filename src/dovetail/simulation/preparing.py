@@ -9,7 +9,7 @@ from datetime import date
 from hashlib import sha256
 from pathlib import Path
 
-from dovetail.agreement.terms import Partner, rounded
+from dovetail.agreement.party import rounded
 from dovetail.data.check import check
 from dovetail.data.customers import prepare
 from dovetail.data.engine import Limits
@@ -18,6 +18,7 @@ from dovetail.errors import DataError, SchemaError, SettingError
 from dovetail.schema import Schema, load_schema
 from dovetail.simulation import complete_journey, datasets, hillstrom, partition
 from dovetail.simulation.cell_store import make_folder
+from dovetail.simulation import identities
 from dovetail.simulation.ground import PartnerRows, Recipe
 from dovetail.simulation.partition import PartnerFiles
 from dovetail.simulation.study import DEFAULT_TEST_SHARE, Study, StudyData
@@ -81,7 +82,7 @@ def _prepared(
         prepare(Source.files(files.test), schema, folder / "held out", secret)
     declared = rounded(files.train_customers)
     role = origin.roles.get(name, name)
-    partner = Partner(name, role, declared, origin.first_day, origin.last_day)
+    partner = identities.partner(name, role, declared, origin.first_day, origin.last_day)
     return PartnerRows(partner, folder / "training", folder / "held out")
 
 

@@ -19,15 +19,17 @@ from types import TracebackType
 
 from dovetail.agreement.request import Request
 from dovetail.agreement.terms import Terms
-from dovetail.coordinator.app import JobEvent, Run
+from dovetail.coordinator.progress import JobEvent
 from dovetail.coordinator.round import Arrays
+from dovetail.coordinator.run import Run
 from dovetail.crypto.prg import derive_key
 from dovetail.flower.actions import node_app
 from dovetail.flower.client import answer, new_context
-from dovetail.node.app import Node
-from dovetail.node.runner import Dice
+from dovetail.node.app import Node, declared_customers
+from dovetail.node.runner import Dice, Runner
 from dovetail.privacy.release import Release
 from dovetail.privacy.sampler import SecureSampler
+from dovetail.simulation.identities import asked, signing_key
 from dovetail.store.ledger import LedgerStore
 from dovetail.training.batch import Customers
 from dovetail.training.threads import use_one_thread
@@ -114,7 +116,7 @@ class World:
             DovetailError: the job failed.
         """
         return Run(
-            request,
+            asked(request, self._terms),
             self._terms,
             self.channel,
             self.partners,
@@ -149,8 +151,17 @@ class _Site:
         return LedgerStore(folder / name if folder else None, self.terms.budget, _now)
 
     def node(self, ledger: LedgerStore) -> Node:
+        declared = declared_customers(self.terms, self.partner)
         dice = _repeating_dice(self.seed, self.partner)
-        return Node(self.terms, self.partner, self.customers, ledger, dice)
+        return Node(
+            self.terms,
+            self.partner,
+            signing_key(self.partner),
+            len(self.customers),
+            Runner(self.customers, self.terms.schema, declared, dice),
+            ledger,
+            _now,
+        )
 
 
 @dataclass(frozen=True)
