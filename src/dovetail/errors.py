@@ -89,3 +89,57 @@ class TooManyDropouts(ProtocolError):  # noqa: N818 - the field's word
 
 class TransportError(DovetailError):
     """A message could not be delivered; nothing was decided."""
+
+
+INTERNAL_ERROR = 1000
+"""Code of a failure that was not foreseen; its text never says more than that."""
+
+_CODES: dict[type[DovetailError], int] = {
+    DovetailError: 1001,
+    SettingError: 1002,
+    AgreementError: 1003,
+    PolicyError: 1004,
+    SchemaError: 1005,
+    DataError: 1006,
+    LedgerError: 1007,
+    PrivacyError: 1008,
+    ProtocolError: 1009,
+    LocalProtocolError: 1010,
+    RemoteProtocolError: 1011,
+    TooManyDropouts: 1012,
+    TransportError: 1013,
+}
+_SEEN_FROM_HERE: dict[type[DovetailError], type[DovetailError]] = {
+    LocalProtocolError: RemoteProtocolError,
+    RemoteProtocolError: LocalProtocolError,
+}
+_CLASSES = {code: _SEEN_FROM_HERE.get(kind, kind) for kind, code in _CODES.items()}
+_MAX_REASON = 500
+
+
+def error_code(error: BaseException) -> int:
+    """The number by which an error travels; ``INTERNAL_ERROR`` where it was not foreseen."""
+    return next((_CODES[kind] for kind in type(error).__mro__ if kind in _CODES), INTERNAL_ERROR)
+
+
+def error_text(error: BaseException) -> str:
+    """The text by which an error travels: its own where that was made to be read by others."""
+    return readable(str(error)) if isinstance(error, DovetailError) else "internal error"
+
+
+def error_from(code: int, text: str) -> DovetailError | None:
+    """The error that travelled, as this side sees it; ``None`` where no error has this code.
+
+    A protocol error changes sides: what they call remote is ours. The text was written by another
+    company: it is cut to length and to printable characters, and believed no further.
+    """
+    kind = _CLASSES.get(code)
+    if kind is PolicyError:
+        rule, _, message = readable(text).partition(": ")
+        return PolicyError(rule, message)
+    return kind(readable(text)) if kind else None
+
+
+def readable(text: str) -> str:
+    """What another company wrote, cut to length and to printable characters."""
+    return "".join(c if c.isprintable() else " " for c in text[:_MAX_REASON])

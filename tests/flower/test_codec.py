@@ -199,7 +199,7 @@ def test_many_random_mutations_of_one_message() -> None:
     ],
 )
 def test_a_small_message_cannot_ask_for_much_memory(head: pb.Head) -> None:
-    data = pack(head, [])
+    data = pack(head, []).joined()
     tracemalloc.start()
     try:
         with pytest.raises(RemoteProtocolError):

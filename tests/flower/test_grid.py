@@ -29,6 +29,7 @@ from dovetail.flower.codec import decode, encode
 from dovetail.flower.grid import CheckedGrid, Expected, Report, ask
 from dovetail.flower.records import array_record, named_arrays
 from dovetail.wire.memory import Handler, MemoryChannel
+from dovetail.wire.payload import Payload
 
 SHAPES = {"w": (2, 3), "b": (1,)}
 WEIGHTS = {1: 10.0, 2: 20.0, 3: 30.0}
@@ -207,7 +208,7 @@ def test_the_shorter_deadline_holds(timeout: float | None, expected: float) -> N
     deadlines: list[float] = []
 
     class Channel(MemoryChannel):
-        def exchange(self, requests: Mapping[int, bytes], deadline: float) -> Any:
+        def exchange(self, requests: Mapping[int, Payload], deadline: float) -> Any:
             deadlines.append(deadline)
             return super().exchange(requests, deadline)
 

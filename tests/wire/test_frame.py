@@ -10,7 +10,7 @@ HEAD = pb.Head(metadata=pb.Metadata(run_id=2**64 - 1, message_id="m"), error=pb.
 @pytest.mark.parametrize("sizes", [(), (0,), (1, 0, 127, 128), (300_000,)])
 def test_frame_is_the_protobuf_message_itself(sizes: tuple[int, ...]) -> None:
     elements = [bytes(size) for size in sizes]
-    packed = pack(HEAD, elements)
+    packed = pack(HEAD, elements).joined()
     assert pb.Message.FromString(packed) == pb.Message(head=HEAD, elements=elements)
     head, views = unpack(packed, len(packed))
     assert head == HEAD
@@ -18,7 +18,7 @@ def test_frame_is_the_protobuf_message_itself(sizes: tuple[int, ...]) -> None:
 
 
 def test_elements_are_not_copied() -> None:
-    packed = pack(HEAD, [b"abcd"])
+    packed = pack(HEAD, [b"abcd"]).joined()
     _, (view,) = unpack(packed, 1000)
     assert view.obj is packed
 
@@ -43,7 +43,7 @@ def test_malformed_bytes_are_refused(data: bytes) -> None:
 
 
 def test_too_long_a_message_is_refused() -> None:
-    packed = pack(HEAD, [bytes(100)])
+    packed = pack(HEAD, [bytes(100)]).joined()
     with pytest.raises(RemoteProtocolError, match="longer"):
         unpack(packed, len(packed) - 1)
 
@@ -51,4 +51,4 @@ def test_too_long_a_message_is_refused() -> None:
 def test_too_long_a_head_is_refused_unparsed() -> None:
     head = pb.Head(error=pb.Error(reason="x" * MAX_HEAD_BYTES))
     with pytest.raises(RemoteProtocolError, match="head"):
-        unpack(pack(head, []), 1 << 30)
+        unpack(pack(head, []).joined(), 1 << 30)

@@ -17,50 +17,22 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from dovetail.errors import (
-    AgreementError,
-    DataError,
+    INTERNAL_ERROR,
     DovetailError,
-    LedgerError,
     LocalProtocolError,
-    PolicyError,
-    PrivacyError,
-    ProtocolError,
     RemoteProtocolError,
-    SchemaError,
-    SettingError,
-    TooManyDropouts,
     TransportError,
+    error_code,
+    error_from,
+    error_text,
 )
 from dovetail.flower import codec
 from dovetail.flower.records import array_record, named_arrays
+from dovetail.wire.channel import Received
 
 Action = Callable[[Message, Context], Message]
 """What a node does with one kind of message."""
 
-INTERNAL_ERROR = 1000
-"""Code of a failure that was not foreseen; its reason never says more than that."""
-
-_CODES: dict[type[DovetailError], int] = {
-    DovetailError: 1001,
-    SettingError: 1002,
-    AgreementError: 1003,
-    PolicyError: 1004,
-    SchemaError: 1005,
-    DataError: 1006,
-    LedgerError: 1007,
-    PrivacyError: 1008,
-    ProtocolError: 1009,
-    LocalProtocolError: 1010,
-    RemoteProtocolError: 1011,
-    TooManyDropouts: 1012,
-    TransportError: 1013,
-}
-_SEEN_FROM_HERE: dict[type[DovetailError], type[DovetailError]] = {
-    LocalProtocolError: RemoteProtocolError,
-    RemoteProtocolError: LocalProtocolError,
-}
-_CLASSES = {code: _SEEN_FROM_HERE.get(kind, kind) for kind, code in _CODES.items()}
-_MAX_REASON = 500
 _logger = logging.getLogger(__name__)
 
 
@@ -84,7 +56,7 @@ def client_app(actions: Mapping[str, Action]) -> ClientApp:
     return app
 
 
-def answer(app: ClientApp, context_of: Callable[[Message], Context], data: bytes) -> bytes:
+def answer(app: ClientApp, context_of: Callable[[Message], Context], data: Received) -> bytes:
     """What a channel's handler does with a request: decode, act, encode.
 
     Args:
@@ -106,25 +78,17 @@ def answer(app: ClientApp, context_of: Callable[[Message], Context], data: bytes
 
 def error_reply(error: Exception, request: Message) -> Message:
     """The reply that says why a request failed, and no more than the other side may read."""
-    if not isinstance(error, DovetailError):
-        return Message(Error(INTERNAL_ERROR, "internal error"), reply_to=request)
-    code = next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
-    return Message(Error(code, _readable(str(error))), reply_to=request)
+    return Message(Error(error_code(error), error_text(error)), reply_to=request)
 
 
 def error_from_reply(reply: Message) -> DovetailError:
     """The error that a node answered with, as the coordinator sees it.
 
-    A protocol error changes sides: what a node calls remote is ours. The reason was written by
-    another company: it is cut to length and to printable characters, and believed no further.
+    See :func:`~dovetail.errors.error_from`.
     """
-    reason = _readable(reply.error.reason or "no reason given")
-    kind = _CLASSES.get(reply.error.code)
-    if kind is PolicyError:
-        rule, _, message = reason.partition(": ")
-        return PolicyError(rule, message)
-    if kind is not None:
-        return kind(reason)
+    error = error_from(reply.error.code, reply.error.reason or "no reason given")
+    if error is not None:
+        return error
     if reply.error.code == INTERNAL_ERROR:
         return RemoteProtocolError("internal error at the node")
     return TransportError("the node's app could not be run")
@@ -167,7 +131,3 @@ def _guarded(action: Action) -> Action:
             return error_reply(error, message)
 
     return guarded
-
-
-def _readable(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text[:_MAX_REASON])

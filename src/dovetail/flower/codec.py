@@ -8,7 +8,7 @@ refused.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from flwr.app import (
@@ -25,8 +25,10 @@ from flwr.app import (
 from dovetail.errors import LocalProtocolError, RemoteProtocolError
 from dovetail.flower._compat import new_message
 from dovetail.flower.records import DTYPES, array_from_elements, elements_of, wire_dtype
+from dovetail.wire.channel import Received
 from dovetail.wire.frame import pack, unpack
 from dovetail.wire.generated import message_pb2 as pb
+from dovetail.wire.payload import Payload
 
 MAX_MESSAGE_BYTES = 1 << 30
 """Longest message that :func:`decode` takes unless told otherwise."""
@@ -52,24 +54,29 @@ def encode(message: Message) -> bytes:
         LocalProtocolError: the message holds what cannot travel: an integer beyond 64 bits, text
             that is no Unicode, an array of another dtype or with other bytes than its shape needs.
     """
-    head = pb.Head()
-    elements: list[memoryview] = []
-    try:
-        _write_metadata(head.metadata, message.metadata)
-        if message.has_error():
-            head.error.code = message.error.code
-            if message.error.reason is not None:
-                head.error.reason = message.error.reason
-        else:
-            head.content.SetInParent()
-            for name, record in message.content.items():
-                _write_record(head.content.records.add(name=name), record, elements)
-    except (TypeError, ValueError, OverflowError):
-        raise LocalProtocolError("the message holds a value that cannot be sent") from None
-    return pack(head, elements)
+    return _payload(message, elements_of).joined()
 
 
-def decode(data: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Message:
+def payloads(messages: Sequence[Message]) -> list[Payload]:
+    """The bytes of each message as :func:`encode` writes them, but not joined.
+
+    The elements of an array that several messages share are held once, and are not copied where
+    they lie as they travel.
+
+    Raises:
+        LocalProtocolError: as :func:`encode`.
+    """
+    known: dict[int, memoryview] = {}  # by identity: the messages keep their arrays alive
+
+    def once(array: Array) -> memoryview:
+        if id(array) not in known:
+            known[id(array)] = elements_of(array)
+        return known[id(array)]
+
+    return [_payload(message, once) for message in messages]
+
+
+def decode(data: Received, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Message:
     """The message that :func:`encode` wrote.
 
     Memory stays within a small multiple of ``len(data)``; each array is copied once.
@@ -88,6 +95,26 @@ def decode(data: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Message:
     if next(blocks, None) is not None:
         raise RemoteProtocolError("the message holds elements that belong to no array")
     return new_message(metadata, body)
+
+
+def _payload(message: Message, elements_of: Callable[[Array], memoryview]) -> Payload:
+    head = pb.Head()
+    elements: list[memoryview] = []
+    try:
+        _write_metadata(head.metadata, message.metadata)
+        if message.has_error():
+            head.error.code = message.error.code
+            if message.error.reason is not None:
+                head.error.reason = message.error.reason
+        else:
+            head.content.SetInParent()
+            for name, record in message.content.items():
+                if isinstance(record, ArrayRecord):
+                    elements += [elements_of(array) for array in record.values()]
+                _write_record(head.content.records.add(name=name), record)
+    except (TypeError, ValueError, OverflowError):
+        raise LocalProtocolError("the message holds a value that cannot be sent") from None
+    return pack(head, elements)
 
 
 def _write_metadata(target: pb.Metadata, metadata: Metadata) -> None:
@@ -139,15 +166,10 @@ def _read_body(head: pb.Head, blocks: Iterator[memoryview]) -> RecordDict | Erro
             raise RemoteProtocolError("the message holds neither content nor an error")
 
 
-def _write_record(
-    target: pb.Record,
-    record: ArrayRecord | MetricRecord | ConfigRecord,
-    elements: list[memoryview],
-) -> None:
+def _write_record(target: pb.Record, record: ArrayRecord | MetricRecord | ConfigRecord) -> None:
     if isinstance(record, ArrayRecord):
         target.arrays.SetInParent()
         for name, array in record.items():
-            elements.append(elements_of(array))
             target.arrays.arrays.add(name=name, dtype=wire_dtype(array), shape=array.shape)
         return
     numbers_only = isinstance(record, MetricRecord)

@@ -19,6 +19,7 @@ from dovetail.flower import codec
 from dovetail.flower._compat import new_message, run_simulation
 from dovetail.flower.records import metric_record
 from dovetail.wire.channel import Answer
+from dovetail.wire.payload import Payload
 
 PARTITION = "query.partition"
 """Message type that :func:`run_on_ray` adds to a client app, to learn which node is which."""
@@ -50,11 +51,11 @@ class GridChannel:
         return sorted(node for node, grid_id in self._ids.items() if grid_id in connected)
 
     def exchange(
-        self, requests: Mapping[int, bytes], deadline: float
+        self, requests: Mapping[int, Payload], deadline: float
     ) -> Iterator[tuple[int, Answer]]:
         """See :class:`~dovetail.wire.channel.Channel`."""
         connected = set(self.nodes())
-        originals = {node: codec.decode(data) for node, data in requests.items()}
+        originals = {node: codec.decode(data.joined()) for node, data in requests.items()}
         sent = [_readdressed(m, self._id(n)) for n, m in originals.items() if n in connected]
         replies = {
             reply.metadata.src_node_id: reply

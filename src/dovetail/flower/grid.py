@@ -66,9 +66,12 @@ def ask(
         if node in requests:
             raise LocalProtocolError("a node was to be sent two messages at once")
         requests[node] = _with_id(message, new_id())
-    encoded = {node: codec.encode(message) for node, message in requests.items()}
-    for node, answer in channel.exchange(encoded, deadline):
-        yield node, _reply(requests[node], answer)
+    payloads = dict(zip(requests, codec.payloads(list(requests.values())), strict=True))
+    for node, answer in channel.exchange(payloads, deadline):
+        reply = _reply(requests[node], answer)
+        del answer
+        yield node, reply
+        del reply
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from dovetail.errors import TransportError
+from dovetail.wire.payload import Payload
 
-Answer = bytes | TransportError
+Received = bytes | bytearray
+"""What came over a channel; not to be written to."""
+Answer = Received | TransportError
 """What a node answered, or why no answer came."""
 
 
@@ -23,9 +26,12 @@ class Channel(Protocol):
         ...
 
     def exchange(
-        self, requests: Mapping[int, bytes], deadline: float
+        self, requests: Mapping[int, Payload], deadline: float
     ) -> Iterator[tuple[int, Answer]]:
         """Asks the nodes, and yields every node's answer once, as it comes.
+
+        An answer that was yielded is not kept; the next may come only once it is asked for. Who
+        closes the iterator wants no more answers.
 
         Args:
             requests: what to ask, by node.

@@ -12,12 +12,13 @@ from contextlib import suppress
 
 from dovetail.errors import TransportError
 from dovetail.wire.channel import Answer
+from dovetail.wire.payload import Payload
 
 Handler = Callable[[bytes], bytes]
 """What a node does with a request; a ``TransportError`` it raises reaches whoever asked."""
 Clock = Callable[[], float]
 """Seconds from some fixed moment, never running backwards."""
-Lane = deque[tuple[int, bytes]]
+Lane = deque[tuple[int, Payload]]
 """Nodes to ask one after the other, each with its request."""
 
 _logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class MemoryChannel:
         return list(self._handlers)
 
     def exchange(
-        self, requests: Mapping[int, bytes], deadline: float
+        self, requests: Mapping[int, Payload], deadline: float
     ) -> Iterator[tuple[int, Answer]]:
         """See :class:`~dovetail.wire.channel.Channel`."""
         end = self._clock() + deadline
@@ -55,19 +56,19 @@ class MemoryChannel:
         return side_by_side(lanes, self._ask, end, self._clock)
 
     def _one_by_one(
-        self, requests: Mapping[int, bytes], end: float
+        self, requests: Mapping[int, Payload], end: float
     ) -> Iterator[tuple[int, Answer]]:
         for node, request in requests.items():
             answer = self._ask(node, request) if self._clock() < end else late()
             yield node, answer if self._clock() < end else late()
 
-    def _ask(self, node: int, request: bytes) -> Answer:
+    def _ask(self, node: int, request: Payload) -> Answer:
         if node not in self._handlers:
             return TransportError("the node is not connected")
         if not self._busy[node].acquire(blocking=False):
             return TransportError("the node is still busy with an earlier request")
         try:
-            return self._handlers[node](request)
+            return self._handlers[node](request.joined())
         except TransportError as error:
             return error
         except Exception:
@@ -83,7 +84,7 @@ def late() -> TransportError:
 
 
 def side_by_side(
-    lanes: Sequence[Lane], ask: Callable[[int, bytes], Answer], end: float, clock: Clock
+    lanes: Sequence[Lane], ask: Callable[[int, Payload], Answer], end: float, clock: Clock
 ) -> Iterator[tuple[int, Answer]]:
     """Asks along several lanes at once, each in a thread of its own.
 
@@ -112,7 +113,7 @@ def side_by_side(
 
 def _empty(
     lane: Lane,
-    ask: Callable[[int, bytes], Answer],
+    ask: Callable[[int, Payload], Answer],
     answers: queue.SimpleQueue[tuple[int, Answer]],
 ) -> None:
     with suppress(IndexError):

@@ -16,6 +16,7 @@ from typing import Self
 from dovetail.errors import DovetailError, TransportError
 from dovetail.wire.channel import Answer
 from dovetail.wire.memory import Clock, Handler, Lane, MemoryChannel, side_by_side
+from dovetail.wire.payload import Payload
 
 Factory = Callable[[Sequence[int]], Mapping[int, Handler]]
 """Makes the handlers of some nodes; called in the worker, so it must be picklable."""
@@ -69,7 +70,7 @@ class ProcessChannel:
         return [node for node, worker in self._worker_of.items() if worker.alive]
 
     def exchange(
-        self, requests: Mapping[int, bytes], deadline: float
+        self, requests: Mapping[int, Payload], deadline: float
     ) -> Iterator[tuple[int, Answer]]:
         """See :class:`~dovetail.wire.channel.Channel`."""
         end = self._clock() + deadline
@@ -96,7 +97,7 @@ class ProcessChannel:
     ) -> None:
         self.close()
 
-    def _ask(self, node: int, request: bytes) -> Answer:
+    def _ask(self, node: int, request: Payload) -> Answer:
         worker = self._worker_of.get(node)
         return worker.ask(node, request) if worker else _gone()
 
@@ -126,11 +127,11 @@ class _Worker:
             reason = state[1:].decode() or "see its own output"
             raise TransportError(f"a worker process could not start: {reason}")
 
-    def ask(self, node: int, request: bytes) -> Answer:
+    def ask(self, node: int, request: Payload) -> Answer:
         """The node's answer; blocks until it comes or the worker dies."""
         with self._at_work:
             try:
-                self._pipe.send_bytes(node.to_bytes(_NODE_BYTES, "big") + request)
+                self._pipe.send_bytes(b"".join((node.to_bytes(_NODE_BYTES, "big"), *request.parts)))
                 answer = self._pipe.recv_bytes()
             except (EOFError, OSError):
                 return _gone()
@@ -167,7 +168,7 @@ def _serve(factory: Factory, nodes: tuple[int, ...], pipe: Connection) -> None:
         except (EOFError, OSError):
             return
         node = int.from_bytes(data[:_NODE_BYTES], "big")
-        ((_, answer),) = channel.exchange({node: data[_NODE_BYTES:]}, float("inf"))
+        ((_, answer),) = channel.exchange({node: Payload(data[_NODE_BYTES:])}, float("inf"))
         if isinstance(answer, TransportError):
             pipe.send_bytes(_BAD + str(answer).encode())
         else:
