@@ -22,7 +22,7 @@ from dovetail.simulation.study import (
     Training,
 )
 from dovetail.simulation.study_result import StudyPartner, StudyResult
-from dovetail.store.model import ModelCard
+from dovetail.store.card import ModelCard
 from tests.samples import SCHEMA
 
 EPSILONS = (1.0, 3.0, 8.0)

@@ -8,6 +8,7 @@ Messages name fields, types and choices, never what stood in a field.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import TypeVar, cast
@@ -21,6 +22,7 @@ LARGEST_WHOLE = 2**53 - 1
 """Largest whole number that RFC 8785 can carry."""
 LONGEST_TEXT = 500
 LONGEST_LIST = 10_000
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Fields:
@@ -46,6 +48,10 @@ class Fields:
                 raise SettingError(f"{where}: field {name!r} is missing")
         self.where = where
         self._record = cast("Mapping[str, object]", record)
+
+    def has(self, name: str) -> bool:
+        """Whether the field is there, for records that may leave some out."""
+        return name in self._record
 
     def raw(self, name: str) -> object:
         """The field as it is, for a reader of its own."""
@@ -89,7 +95,7 @@ class Fields:
         if type(value) is date:
             return value
         try:
-            return date.fromisoformat(self._text(name, value))
+            return date.fromisoformat(value if isinstance(value, str) else "")
         except ValueError:
             raise self.error(name, "must be a day such as 2024-05-31") from None
 
@@ -156,6 +162,11 @@ def require(condition: bool, message: str) -> None:
 def positive(value: float) -> bool:
     """Whether a number is above 0 and finite."""
     return math.isfinite(value) and value > 0
+
+
+def is_digest(text: str) -> bool:
+    """Whether a text is 64 hexadecimal digits in lower case, as digests, keys and pins are."""
+    return _DIGEST.fullmatch(text) is not None
 
 
 def _shown(name: object) -> str:

@@ -2,47 +2,50 @@
 
 ::
 
-    partner = "retailer"
-    terms = "terms.toml"
-    ledger = "retailer.ledger"
-    arrays = "arrays"                   # prepared customers; as private as the table
+    name = "retailer"                   # as the agreement names this partner
+    coordinator = "dovetail.example:7433"
 
     [source]
     files = "customers/*.parquet"       # one file, a glob or a folder, of Parquet or CSV
     # query = "SELECT ... FROM visits"  # or SQL over named files ...
     # tables = { visits = "visits.csv" }
+    # database = "postgresql://reader@db.example/shop"   # or SQL over a PostgreSQL database
+    # query = "SELECT ... FROM visits"
 
-    [policy]                            # optional; can only tighten the terms
+    [columns]                           # optional: the agreement's name = this table's name
+    household_id = "hh_key"
+
+    [policy]                            # optional; can only tighten the agreement
     max_epsilon_per_job = 2.0
+    max_concurrent_jobs = 1
     refused_purposes = ["resale"]
+    refused_columns = ["income"]
+    approval = "manual"
 
-Paths are relative to the file.
+    [limits]                            # optional: of one round of training
+    seconds = 600
+    memory_mb = 4000
+    threads = 1
+
+Paths are relative to the file. Everything else lies beside it under fixed names: ``keys/``,
+``coordinator.pem``, ``agreement.json``, ``NAME.ledger``, ``arrays/``, ``desk/``, ``models/``.
 """
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
+from dovetail.agreement.party import require_name
 from dovetail.agreement.policy import NOTHING_MORE, NodePolicy
 from dovetail.agreement.record import Fields
-from dovetail.agreement.terms import Terms, load_terms
-from dovetail.crypto.prg import fresh_key
-from dovetail.data.arrays import CustomerArrays
-from dovetail.data.customers import prepare
+from dovetail.agreement.terms import Approval
 from dovetail.data.source import Source
 from dovetail.errors import SettingError
-from dovetail.node.app import Node
-from dovetail.privacy.sampler import SecureSampler
-from dovetail.store.ledger import LedgerStore
-from dovetail.training.threads import use_one_thread
-
-_SECRET_BYTES = 32
+from dovetail.node.worker import WorkerLimits
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,60 @@ class NodeSettings:
     """Everything a node is told by its own company.
 
     Attributes:
-        partner: whose node it is, by the name in the terms.
-        terms: what was agreed.
-        source: the partner's table.
-        ledger: the ledger's file; its parent must exist.
-        arrays: folder of the prepared customers, made from ``source`` when missing.
+        name: whose node it is, by the name in the terms.
+        coordinator: address, ``host:port``.
+        source: the partner's table, in the terms' column names.
         policy: the partner's own, stricter rules.
+        limits: of one round of training.
+        folder: where everything else lies.
     """
 
-    partner: str
-    terms: Terms
+    name: str
+    coordinator: str
     source: Source
-    ledger: Path
-    arrays: Path
     policy: NodePolicy
+    limits: WorkerLimits
+    folder: Path
+
+    @property
+    def keys(self) -> Path:
+        """Folder of this partner's keys."""
+        return self.folder / "keys"
+
+    @property
+    def coordinator_certificate(self) -> Path:
+        """The coordinator's certificate, from the invitation."""
+        return self.folder / "coordinator.pem"
+
+    @property
+    def agreement(self) -> Path:
+        """All versions of the signed terms that this node has accepted."""
+        return self.folder / "agreement.json"
+
+    @property
+    def ledger(self) -> Path:
+        """The ledger."""
+        return self.folder / f"{self.name}.ledger"
+
+    @property
+    def arrays(self) -> Path:
+        """Folder of the prepared customers, as private as the table; one folder in it a schema."""
+        return self.folder / "arrays"
+
+    @property
+    def secret(self) -> Path:
+        """The partner's secret for drawing rows."""
+        return self.folder / "arrays.secret"
+
+    @property
+    def desk(self) -> Path:
+        """Folder of what people decide."""
+        return self.folder / "desk"
+
+    @property
+    def models(self) -> Path:
+        """Folder of the models that were released to this partner."""
+        return self.folder / "models"
 
 
 def load_settings(path: Path) -> NodeSettings:
@@ -74,84 +117,85 @@ def load_settings(path: Path) -> NodeSettings:
     """
     try:
         record = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingError(f"{path.name}: cannot be read as TOML ({error})") from None
-    policy = record.pop("policy", None)
-    names = ("partner", "terms", "ledger", "arrays", "source")
-    fields, beside = Fields(record, path.name, names), path.parent
+    except OSError as error:
+        raise SettingError(f"{path.name}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingError(f"{path.name}: is not TOML: {error}") from None
+    optional = {name: record.pop(name, {}) for name in ("columns", "policy", "limits")}
+    fields = Fields(record, path.name, ("name", "coordinator", "source"))
+    require_name(fields.text("name"))
     return NodeSettings(
-        partner=fields.text("partner"),
-        terms=load_terms(beside / fields.text("terms")),
-        source=_source(fields.raw("source"), f"{path.name}: [source]", beside),
-        ledger=beside / fields.text("ledger"),
-        arrays=beside / fields.text("arrays"),
-        policy=NOTHING_MORE if policy is None else _policy(policy, f"{path.name}: [policy]"),
-    )
-
-
-def start(settings: NodeSettings) -> Node:
-    """The node of these settings; prepares its customers where that was not done yet.
-
-    Its noise and samples come from a fresh key of the operating system for every round.
-
-    Raises:
-        DovetailError: terms, table or ledger do not allow it; the message says how to mend it.
-    """
-    use_one_thread()
-    if not settings.arrays.exists():
-        secret = _secret(settings.arrays.with_name(f"{settings.arrays.name}.secret"))
-        prepare(settings.source, settings.terms.schema, settings.arrays, secret)
-    elif not settings.ledger.exists():
-        raise SettingError(
-            f"{settings.ledger.name}: the ledger is missing, though this node has run before; put "
-            f"its newest copy back (to begin anew on purpose, delete {settings.arrays.name!r} too)"
-        )
-    customers = CustomerArrays.open(settings.arrays)
-    if customers.schema != settings.terms.schema:
-        raise SettingError(
-            f"{settings.arrays.name}: was prepared under another schema; delete the folder"
-        )
-    return Node(
-        settings.terms,
-        settings.partner,
-        customers,
-        LedgerStore(settings.ledger, settings.terms.budget, lambda: datetime.now(UTC)),
-        lambda _job, _number: SecureSampler(fresh_key()),
-        settings.policy,
+        name=fields.text("name"),
+        coordinator=fields.text("coordinator"),
+        source=_columns(
+            optional["columns"],
+            _source(fields.raw("source"), f"{path.name}: [source]", path.parent),
+            f"{path.name}: [columns]",
+        ),
+        policy=_policy(optional["policy"], f"{path.name}: [policy]"),
+        limits=_limits(optional["limits"], f"{path.name}: [limits]"),
+        folder=path.parent,
     )
 
 
 def _source(record: object, where: str, beside: Path) -> Source:
-    if isinstance(record, Mapping) and "files" in record:
+    given = record if isinstance(record, Mapping) else {}
+    if "files" in given:
         return Source.files(beside / Fields(record, where, ("files",)).text("files"))
+    if "database" in given:
+        fields = Fields(record, where, ("database", "query"))
+        return Source.database(fields.text("database"), fields.text("query"))
     fields = Fields(record, where, ("query", "tables"))
-    tables = fields.raw("tables")
-    if not isinstance(tables, Mapping) or not all(isinstance(v, str) for v in tables.values()):
-        raise fields.error("tables", "must name a file for each table")
-    paths = cast("Mapping[str, str]", tables)
+    paths = _texts(fields.raw("tables"), f"{where}: tables")
     return Source.sql(fields.text("query"), {name: beside / path for name, path in paths.items()})
 
 
+def _columns(record: object, source: Source, where: str) -> Source:
+    renamed = _texts(record, where)
+    return source.renamed(renamed) if renamed else source
+
+
+def _texts(record: object, where: str) -> Mapping[str, str]:
+    if not isinstance(record, Mapping) or not all(isinstance(v, str) for v in record.values()):
+        raise SettingError(f"{where} must be a table of texts")
+    return cast("Mapping[str, str]", record)
+
+
 def _policy(record: object, where: str) -> NodePolicy:
-    given = tuple(record) if isinstance(record, Mapping) else ()
-    known = tuple(NodePolicy.__dataclass_fields__)
-    fields = Fields(record, where, tuple(name for name in known if name in given) or known)
+    fields = _given(record, where, tuple(NodePolicy.__dataclass_fields__))
+    own = NOTHING_MORE
     return NodePolicy(
         max_epsilon_per_job=(
             fields.number("max_epsilon_per_job")
-            if "max_epsilon_per_job" in given
-            else NOTHING_MORE.max_epsilon_per_job
+            if fields.has("max_epsilon_per_job")
+            else own.max_epsilon_per_job
         ),
-        refused_purposes=fields.texts("refused_purposes") if "refused_purposes" in given else (),
+        max_concurrent_jobs=(
+            fields.whole("max_concurrent_jobs") if fields.has("max_concurrent_jobs") else None
+        ),
+        refused_purposes=(
+            fields.texts("refused_purposes") if fields.has("refused_purposes") else ()
+        ),
+        refused_columns=fields.texts("refused_columns") if fields.has("refused_columns") else (),
+        approval=(
+            fields.choice("approval", get_args(Approval))
+            if fields.has("approval")
+            else own.approval
+        ),
     )
 
 
-def _secret(path: Path) -> bytes:
-    """The partner's secret for drawing rows, made on first use."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        secret = os.urandom(_SECRET_BYTES)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secret)
-        return secret
+def _limits(record: object, where: str) -> WorkerLimits:
+    fields, usual = _given(record, where, tuple(WorkerLimits.__dataclass_fields__)), WorkerLimits()
+    return WorkerLimits(
+        seconds=fields.number("seconds") if fields.has("seconds") else usual.seconds,
+        memory_mb=fields.whole("memory_mb") if fields.has("memory_mb") else usual.memory_mb,
+        threads=fields.whole("threads") if fields.has("threads") else usual.threads,
+    )
+
+
+def _given(record: object, where: str, names: tuple[str, ...]) -> Fields:
+    """The fields of a record that may leave any of ``names`` out."""
+    given = tuple(record) if isinstance(record, Mapping) else ()
+    known = tuple(name for name in names if name in given)
+    return Fields(record, where, known if len(known) == len(given) else names)

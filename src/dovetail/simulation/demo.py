@@ -29,7 +29,8 @@ from dovetail.simulation.running import Progress, run_study
 from dovetail.simulation.study import Partition, Study, StudyData, StudyPrivacy, Training
 from dovetail.simulation.study_result import StudyResult
 from dovetail.simulation.world import World
-from dovetail.store.model import ModelCard, save_model
+from dovetail.store.card import ModelCard
+from dovetail.store.model import save_model
 
 EPSILONS = (1.0, 3.0, 8.0)
 HEADLINE = 3.0

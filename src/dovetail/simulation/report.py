@@ -29,7 +29,7 @@ from dovetail.simulation import findings, plots
 from dovetail.simulation.cell_store import write_whole
 from dovetail.simulation.results import ALL, Estimate
 from dovetail.simulation.study_result import StudyResult, shown
-from dovetail.store.model import ModelCard
+from dovetail.store.card import ModelCard
 
 FALSE_POSITIVE_RATES = (0.01, 0.05)
 _DELTAS = (1e-3, 1e-2, 3e-2, 0.1, 0.2)

@@ -12,8 +12,6 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -23,176 +21,22 @@ from safetensors import SafetensorError
 
 from dovetail.agreement import request as requests
 from dovetail.agreement import terms as agreed
-from dovetail.agreement.record import Fields, require
-from dovetail.agreement.request import Request
-from dovetail.agreement.terms import Terms
+from dovetail.agreement.record import require
 from dovetail.errors import DataError, SettingError
-from dovetail.privacy import accountant
 from dovetail.privacy.release import Release
-from dovetail.privacy.unit import PrivacyUnit
+from dovetail.store.card import (
+    ARRAYS_FILE,
+    CARD_FILE,
+    ModelCard,
+    card_from_record,
+    card_with_arrays,
+    page,
+)
 from dovetail.store.whole_file import write_whole
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 
-ARRAYS_FILE = "model.safetensors"
-CARD_FILE = "card.json"
 PAGE_FILE = "card.md"
-
-_FORMAT = 1
-_STATED = (
-    "format",
-    "released",
-    "request",
-    "terms",
-    "charged",
-    "simulated",
-    "notes",
-    "arrays_sha256",
-)
-_DERIVED = ("request_digest", "terms_digest", "unit", "privacy", "not_protected", "use")
-
-_NOISED_BY = {
-    "local": "Each partner's own node added all of the noise before anything left it: neither the "
-    "coordinator nor another partner has to be trusted with it.",
-    "none": "Nobody added noise. This model protects nobody.",
-}
-_HOW_TO_SCORE = """\
-To score rows of your own, run this beside the folder `model`. The table needs the columns listed
-here, the customers' key and the label; 0 and 1 must both occur, and no score depends on them.
-
-```python
-import os
-from pathlib import Path
-
-from dovetail.data.customers import prepare
-from dovetail.data.source import Source
-from dovetail.store.model import load_model
-from dovetail.training.evaluate import scores
-
-arrays, card = load_model(Path("model"))
-task = card.request.task
-schema = card.terms.schema.select(task.features)
-rows = prepare(Source.files(Path("rows.parquet")), schema, Path("prepared"), os.urandom(32))
-probabilities, labels, owners = scores(arrays, task.model, schema, rows)
-```
-
-`prepared` must not exist yet; `rows.delete()` removes it. `owners` numbers customers from 0, by
-their keys in the order of text; of a customer with more rows than are used, some are drawn."""
-_SIMULATED = (
-    "Simulation: the noise was drawn from a public seed and can be subtracted. This model protects "
-    "nobody; ε is what the same job would cost with a node's own secret generator."
-)
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """What a model is and what it cost; everything else that a card states follows from it.
-
-    Attributes:
-        request: the job that trained it.
-        terms: under which it did.
-        charged: how often, by partner, the request's event was charged to this job.
-        released: on which day.
-        notes: what else its makers say of it, in sentences; nothing here can check them.
-        simulated: whether a simulation trained it, whose noise comes from a public seed.
-
-    Raises:
-        SettingError: nobody was charged, or someone who is no partner.
-    """
-
-    request: Request
-    terms: Terms
-    charged: Mapping[str, int]
-    released: date
-    notes: tuple[str, ...] = ()
-    simulated: bool = False
-
-    def __post_init__(self) -> None:
-        require(bool(self.charged), "card: charged must name at least one partner")
-        for name, count in self.charged.items():
-            self.terms.partner(name)
-            require(count >= 1, "card: charged must be at least 1 for each partner")
-
-    def epsilon(self, partner: str) -> float:
-        """ε of this job for one customer of this partner, at the budget's δ."""
-        return self._epsilon(self.charged[partner])
-
-    def joint_epsilon(self) -> float:
-        """ε of this job for a person who may be a customer of every partner, at the budget's δ.
-
-        Where the terms say that nobody is a customer of two, the largest of the partners'.
-        """
-        counts = self.charged.values()
-        return self._epsilon(sum(counts) if self.terms.customers_overlap else max(counts))
-
-    def noised_by(self) -> str:
-        """Who added the noise, in a sentence for people."""
-        return _NOISED_BY[self.request.task.protection]
-
-    def use(self) -> tuple[str, ...]:
-        """How to read and use the scores, in sentences for people."""
-        schema, weight = self.terms.schema, self.request.task.positive_weight
-        weighed = (
-            f"Training weighed positive rows {weight:g} times, and the released output bias has "
-            f"that taken out again. "
-            if weight != 1
-            else ""
-        )
-        return (
-            f"A score is the estimated probability that {schema.label.name} = 1 for one row, given "
-            "columns prepared as listed here.",
-            f"Training began at the declared share of ones, {schema.label.prior:g}. {weighed}"
-            "Clipping and noise still move probabilities: compare their mean with the share among "
-            "rows of your own before using them as probabilities. A ranking needs no such check.",
-        )
-
-    def not_protected(self) -> tuple[str, ...]:
-        """What the stated ε does not cover, in sentences for people."""
-        unit, partners = self.terms.schema.unit, self.terms.partners
-        sentences = [_SIMULATED] if self.simulated else []
-        sentences += [
-            f"What holds for the {unit}s as a whole is learned, and is meant to be; it may say "
-            f"something about a {unit} whether or not its rows were used.",
-            "The terms are public among the partners: columns, bounds, categories, the declared "
-            "share of the label, the declared numbers of customers and the days covered.",
-            f"The guarantee rests on each partner's node limiting a {unit}'s rows and adding its "
-            "noise as stated; it does not hold against the partner that holds the rows.",
-        ]
-        if self.terms.customers_overlap and len(partners) > 1:
-            sentences.append(
-                "Each partner's ε counts that partner's rows only. For one who is a customer of "
-                f"all of them, the ε of this job is {self.joint_epsilon():.2f}."
-            )
-        elif len(partners) > 1:
-            sentences.append(
-                "Each partner's ε counts that partner's rows only. The partners declared that "
-                f"they share no {unit}; for one whom they do share, the ε values "
-                "add up, and so do the δ values."
-            )
-        return tuple(sentences)
-
-    def to_record(self) -> dict[str, object]:
-        """The card as JSON-able data."""
-        terms, delta = self.terms, self.terms.budget.delta
-        epsilons = {name: self.epsilon(name) for name in self.charged}
-        return {
-            "format": _FORMAT,
-            "released": self.released.isoformat(),
-            "request": requests.to_record(self.request),
-            "request_digest": requests.digest(self.request),
-            "terms": agreed.to_record(terms),
-            "terms_digest": agreed.digest(terms),
-            "charged": dict(self.charged),
-            "simulated": self.simulated,
-            "unit": f"all rows of one {terms.schema.unit}, at one partner",
-            "privacy": {"delta": delta, "epsilon": epsilons, "joint": self.joint_epsilon()},
-            "not_protected": list(self.not_protected()),
-            "use": list(self.use()),
-            "notes": list(self.notes),
-        }
-
-    def _epsilon(self, count: int) -> float:
-        return accountant.epsilon({self.request.task.event: count}, self.terms.budget.delta)
 
 
 def save_model(folder: Path, release: Release, card: ModelCard) -> None:
@@ -214,18 +58,35 @@ def save_model(folder: Path, release: Release, card: ModelCard) -> None:
     """
     _check_release(release, card)
     _check_arrays(release.value, card)
-    contiguous = {name: np.ascontiguousarray(array) for name, array in release.value.items()}
-    content = safetensors.numpy.save(contiguous)
-    record = {**card.to_record(), "arrays_sha256": hashlib.sha256(content).hexdigest()}
-    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / ARRAYS_FILE, content)
-        write_whole(folder / PAGE_FILE, page(card).encode())
-        write_whole(folder / CARD_FILE, text.encode())
-    except OSError as error:
-        message = f"the model folder {folder.name!r} cannot be written ({error.strerror})"
-        raise DataError(message) from None
+    content = _packed(release.value)
+    _write(folder, content, card, hashlib.sha256(content).hexdigest())
+
+
+def card_for(release: Release, card: ModelCard) -> dict[str, object]:
+    """The card of a released model as a record that travels with its arrays.
+
+    Raises:
+        SettingError: as :func:`save_model`.
+    """
+    _check_release(release, card)
+    return card_with_arrays(card, hashlib.sha256(_packed(release.value)).hexdigest())
+
+
+def save_received(folder: Path, record: object, arrays: Arrays) -> ModelCard:
+    """Write a model that another company released and sent, with its card.
+
+    Raises:
+        SettingError: the card cannot be understood, or the arrays do not fit it.
+        DataError: the arrays are not the ones that the card describes, or the folder cannot be
+            written.
+    """
+    card, digest = card_from_record(record)
+    _check_arrays(arrays, card)
+    content = _packed(arrays)
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise DataError("the arrays are not the ones that the card describes")
+    _write(folder, content, card, digest)
+    return card
 
 
 def load_model(folder: Path) -> tuple[dict[str, npt.NDArray[np.float32]], ModelCard]:
@@ -243,7 +104,7 @@ def load_model(folder: Path) -> tuple[dict[str, npt.NDArray[np.float32]], ModelC
         raise DataError(message) from None
     except ValueError:
         raise DataError(f"{CARD_FILE} in {folder.name!r} is not JSON") from None
-    card, digest = _card(record)
+    card, digest = card_from_record(record)
     if hashlib.sha256(content).hexdigest() != digest:
         raise DataError(f"{ARRAYS_FILE} in {folder.name!r} is not the model its card describes")
     try:
@@ -252,96 +113,6 @@ def load_model(folder: Path) -> tuple[dict[str, npt.NDArray[np.float32]], ModelC
         raise DataError(f"{ARRAYS_FILE} in {folder.name!r} is damaged") from None
     _check_arrays(arrays, card)
     return arrays, card
-
-
-def page(card: ModelCard) -> str:
-    """The card as a page of Markdown for people."""
-    task, terms, schema = card.request.task, card.terms, card.terms.schema
-    unit = PrivacyUnit(schema.unit, schema.max_rows_per_customer)
-    lines = [
-        f"# {task.label}: a model trained together",
-        "",
-        f"Purpose: {task.purpose}. Released on {card.released.isoformat()} by job "
-        f"`{card.request.job}` under {terms.name!r}, version {terms.version}.",
-        "",
-        "## Privacy",
-        "",
-        f"{unit.describe()} Here δ = {terms.budget.delta:g}. {card.noised_by()}",
-        "",
-        "| partner | role | customers (declared) | data | ε of this job |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for name in card.charged:
-        partner = terms.partner(name)
-        cells = (name, partner.role, f"{partner.customers:,}", partner.data_period)
-        lines.append(f"| {' | '.join(map(_cell, cells))} | {card.epsilon(name):.2f} |")
-    lines += ["", "## What is not protected", ""]
-    lines += [f"- {sentence}" for sentence in card.not_protected()]
-    lines += ["", "## Use", ""]
-    lines += [f"- {sentence}" for sentence in card.use()]
-    lines += ["", _HOW_TO_SCORE]
-    if card.notes:
-        lines += ["", "## What its makers say", ""]
-        lines += [f"- {_cell(sentence)}" for sentence in card.notes]
-    lines += ["", "## Model", "", *_model_lines(card), "", "## Columns and public bounds", ""]
-    lines += [f"- {_cell(line)}" for line in _column_lines(card)]
-    return "\n".join([*lines, ""])
-
-
-def _model_lines(card: ModelCard) -> list[str]:
-    task = card.request.task
-    hidden = f" with hidden layers of {', '.join(map(str, task.model.hidden))} units"
-    shape = hidden if task.model.hidden else ""
-    return [
-        f"- {task.model.family}{shape}; protection `{task.protection}`",
-        f"- {task.rounds} rounds of {task.local_steps} steps, server optimiser "
-        f"{task.server_optimizer}",
-        f"- each step: {card.terms.schema.unit}s sampled with probability {task.sampling_prob:g}, "
-        f"the summed gradient of each clipped to {task.l2_clip_norm:g}, noise multiplier "
-        f"{task.noise_multiplier:g}; weight of positive rows {task.positive_weight:g}",
-        f"- request `{requests.digest(card.request)}`",
-        f"- terms `{agreed.digest(card.terms)}`",
-        f"- arrays: `{ARRAYS_FILE}`, whose SHA-256 stands in `{CARD_FILE}`",
-    ]
-
-
-def _column_lines(card: ModelCard) -> list[str]:
-    lines = []
-    for column in card.terms.schema.select(card.request.task.features).to_record()["columns"]:
-        rest = {
-            k: v
-            for k, v in column.items()
-            if k not in ("name", "type") and v is not False and v not in ("", "linear")
-        }
-        stated = "; ".join(
-            f"{k} {', '.join(v) if isinstance(v, list) else v}" for k, v in rest.items()
-        )
-        lines.append(f"{column['name']} ({column['type']}): {stated}")
-    return lines
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
-
-
-def _card(record: object) -> tuple[ModelCard, str]:
-    read = Fields(record, "card", (*_STATED, *_DERIVED))
-    require(read.whole("format") == _FORMAT, "card: this version cannot read its format")
-    charged = read.raw("charged")
-    require(isinstance(charged, dict), "card: charged must be a table of fields")
-    names = list(charged) if isinstance(charged, dict) else []
-    counts = Fields(charged, "card.charged", names)
-    card = ModelCard(
-        request=requests.from_record(read.raw("request")),
-        terms=agreed.parse_terms(read.raw("terms")),
-        charged={name: counts.whole(name) for name in names},
-        released=read.day("released"),
-        notes=read.texts("notes"),
-        simulated=read.flag("simulated"),
-    )
-    require(read.text("terms_digest") == agreed.digest(card.terms), "card: terms were changed")
-    require(read.text("request_digest") == requests.digest(card.request), "card: request changed")
-    return card, read.text("arrays_sha256")
 
 
 def _check_release(release: Release, card: ModelCard) -> None:
@@ -370,3 +141,22 @@ def _check_arrays(arrays: Arrays, card: ModelCard) -> None:
     for name, array in arrays.items():
         require(array.dtype == np.float32, f"array {name!r} is not float32")
         require(math.isfinite(float(np.abs(array).sum())), f"array {name!r} is not finite")
+
+
+def _packed(arrays: Arrays) -> bytes:
+    ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    packed: bytes = safetensors.numpy.save(ordered)
+    return packed
+
+
+def _write(folder: Path, content: bytes, card: ModelCard, digest: str) -> None:
+    record = card_with_arrays(card, digest)
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / ARRAYS_FILE, content)
+        write_whole(folder / PAGE_FILE, page(card).encode())
+        write_whole(folder / CARD_FILE, text.encode())
+    except OSError as error:
+        message = f"the model folder {folder.name!r} cannot be written ({error.strerror})"
+        raise DataError(message) from None

@@ -1,0 +1,202 @@
+"""A node opened under terms: its customers prepared, its ledger checked, its worker ready."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dovetail.agreement.signing import chain_from_record, chain_record
+from dovetail.agreement.terms import Terms
+from dovetail.agreement.trusted import TrustedTerms
+from dovetail.crypto.canonical import digest
+from dovetail.crypto.keyring import Keyring
+from dovetail.crypto.prg import fresh_key
+from dovetail.data.arrays import CustomerArrays
+from dovetail.data.customers import prepare
+from dovetail.errors import PolicyError, SettingError
+from dovetail.flower.actions import Record
+from dovetail.node.app import Arrays, Contributor, Node, declared_customers
+from dovetail.node.gate import Clock
+from dovetail.node.runner import Runner
+from dovetail.node.settings import NodeSettings
+from dovetail.node.worker import Worker
+from dovetail.privacy.sampler import SecureSampler
+from dovetail.schema import Schema
+from dovetail.store.card import card_from_record
+from dovetail.store.desk import Desk
+from dovetail.store.ledger import LedgerStore
+from dovetail.store.model import save_received
+from dovetail.store.whole_file import write_whole
+from dovetail.training.threads import use_one_thread
+
+_SECRET_BYTES = 32
+
+
+def utc_now() -> datetime:
+    """The time."""
+    return datetime.now(UTC)
+
+
+def load_trusted(settings: NodeSettings, keyring: Keyring) -> TrustedTerms:
+    """The terms that this node accepted before, checked anew.
+
+    Raises:
+        AgreementError: what lies there was not signed by all parties, or pins another key.
+        SettingError: the file cannot be read.
+    """
+    trusted = TrustedTerms(settings.name, keyring.signing.public)
+    if settings.agreement.exists():
+        try:
+            record = json.loads(settings.agreement.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise SettingError(f"{settings.agreement.name}: cannot be read as JSON") from None
+        trusted.follow(chain_from_record(record))
+    return trusted
+
+
+def save_trusted(settings: NodeSettings, trusted: TrustedTerms) -> None:
+    """Keeps what is trusted for the next start.
+
+    Raises:
+        SettingError: it cannot be written.
+    """
+    text = json.dumps(chain_record(trusted.chain), indent=1, ensure_ascii=False)
+    try:
+        write_whole(settings.agreement, text.encode())
+    except OSError as error:
+        raise SettingError(f"agreement.json: cannot be written ({error.strerror})") from None
+
+
+def arrays_folder(settings: NodeSettings, schema: Schema) -> Path:
+    """Where the customers lie that were prepared under a schema."""
+    return settings.arrays / digest(schema.to_record())[:16]
+
+
+def prepared_customers(settings: NodeSettings, schema: Schema, *, anew: bool) -> CustomerArrays:
+    """The partner's customers, prepared where that was not done yet.
+
+    Args:
+        settings: the node's.
+        schema: of the terms.
+        anew: read the table again although it was read before.
+
+    Raises:
+        SettingError: this node has run before, and its ledger is missing.
+        DovetailError: the table cannot be read or does not fit.
+    """
+    folder = arrays_folder(settings, schema)
+    if settings.arrays.exists() and not settings.ledger.exists():
+        raise SettingError(
+            f"{settings.ledger.name}: the ledger is missing, though this node has run before; put "
+            f"its newest copy back (to begin anew on purpose, delete {settings.arrays.name!r} too)"
+        )
+    if anew:
+        shutil.rmtree(folder, ignore_errors=True)
+    if not folder.exists():
+        settings.arrays.mkdir(mode=0o700, exist_ok=True)
+        prepare(settings.source, schema, folder, _secret(settings.secret))
+    customers = CustomerArrays.open(folder)
+    if customers.schema != schema:
+        raise SettingError(f"{folder.name}: was prepared under another schema; delete the folder")
+    return customers
+
+
+class OpenNode:
+    """A node and what it holds open; a context manager.
+
+    Attributes:
+        node: the node.
+        terms: under which it works.
+        ledger: its ledger.
+    """
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        terms: Terms,
+        keyring: Keyring,
+        *,
+        clock: Clock = utc_now,
+        child: bool = True,
+        anew: bool = False,
+    ) -> None:
+        """Opens it.
+
+        Args:
+            settings: the node's.
+            terms: trusted and in force.
+            keyring: the partner's keys.
+            clock: the time.
+            child: train in a process of its own, which can be killed.
+            anew: read the table again although it was read before.
+
+        Raises:
+            DovetailError: terms, table or ledger do not allow it; the message says how to mend it.
+        """
+        self.terms, self._settings = terms, settings
+        declared = declared_customers(terms, settings.name)
+        desk = Desk(settings.desk)
+        with ExitStack() as stack:
+            customers = prepared_customers(settings, terms.schema, anew=anew)
+            self.ledger = LedgerStore(settings.ledger, terms.budget, clock)
+            stack.callback(self.ledger.close)
+            contributor = self._contributor(stack, customers, declared, child=child)
+            self.node = Node(
+                terms,
+                settings.name,
+                keyring.signing,
+                len(customers),
+                contributor,
+                self.ledger,
+                clock,
+                settings.policy,
+                desk.decision,
+                self._keep,
+            )
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """Lets go of ledger and worker."""
+        self._stack.close()
+
+    def __enter__(self) -> OpenNode:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def _contributor(
+        self, stack: ExitStack, customers: CustomerArrays, declared: int, *, child: bool
+    ) -> Contributor:
+        if child:
+            folder = arrays_folder(self._settings, self.terms.schema)
+            return stack.enter_context(Worker(folder, declared, self._settings.limits))
+        use_one_thread()
+        return Runner(customers, self.terms.schema, declared, _fresh_dice)
+
+    def _keep(self, record: Record, arrays: Arrays) -> None:
+        """Keeps a released model of a job that this partner took part in."""
+        card, _ = card_from_record(record)
+        known = self.ledger.refresh().job(card.request.job)
+        if known is None or known.request_digest != record.get("request_digest"):
+            raise PolicyError("request", "this partner took part in no such job")
+        save_received(self._settings.models / card.request.job, record, arrays)
+
+
+def _fresh_dice(_job: str, _number: int) -> SecureSampler:
+    return SecureSampler(fresh_key())
+
+
+def _secret(path: Path) -> bytes:
+    """The partner's secret for drawing rows, made on first use."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        secret = os.urandom(_SECRET_BYTES)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secret)
+        return secret

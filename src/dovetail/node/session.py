@@ -1,0 +1,165 @@
+"""What a node does with what its coordinator sends: trust terms, open under them, answer.
+
+A session holds at most one open node. It opens one when it learns of terms that are trusted and in
+force, and another when they are amended. Whatever stands in the way (no terms, a paused desk, a
+wrong clock) refuses by its rule; the end of a job is always heard.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from functools import partial
+from threading import Lock
+
+from dovetail.agreement import terms as agreed
+from dovetail.agreement.signing import chain_from_record
+from dovetail.agreement.terms import Terms
+from dovetail.agreement.trusted import TrustedTerms
+from dovetail.errors import AgreementError, DovetailError, PolicyError, SettingError
+from dovetail.flower.actions import Contribution, Record, node_app
+from dovetail.flower.client import answer, new_context
+from dovetail.node.app import Arrays, Node, parsed
+from dovetail.node.gate import Clock
+from dovetail.node.opening import OpenNode
+from dovetail.store.desk import Desk
+
+LARGEST_CLOCK_DIFFERENCE = timedelta(minutes=10)
+"""Beyond it a node refuses: budgets refill, permits and terms end by its clock."""
+
+_logger = logging.getLogger(__name__)
+
+
+class Session:
+    """A node's side of its collaboration, whatever carries the messages.
+
+    Guarantees:
+        Nothing is answered but under terms that every party signed and that are in force; an
+        older agreement than the one held is refused, whoever shows it.
+    """
+
+    def __init__(
+        self,
+        trusted: TrustedTerms,
+        keep: Callable[[TrustedTerms], None],
+        open_node: Callable[[Terms], OpenNode],
+        desk: Desk,
+        clock: Clock,
+    ) -> None:
+        """Begins with what is trusted already.
+
+        Args:
+            trusted: terms accepted before, if any.
+            keep: keeps what is trusted for the next start.
+            open_node: opens the node under terms.
+            desk: what people decide.
+            clock: the time.
+        """
+        self._trusted, self._keep, self._open = trusted, keep, open_node
+        self._desk, self._clock = desk, clock
+        self._lock = Lock()
+        self._opened: OpenNode | None = None
+        self._why_closed: DovetailError | None = None
+        self._clock_difference = timedelta(0)
+        context = new_context(0, {}, {})
+        self.handle = partial(answer, node_app(lambda _: self), lambda _: context)
+        """Answers one request; for a channel."""
+
+    def welcome(self, document: bytes, coordinator_time: datetime) -> None:
+        """Learns the coordinator's clock and agreement; called at each connection.
+
+        Args:
+            document: all versions of the signed terms, as JSON.
+            coordinator_time: the coordinator's clock.
+
+        Raises:
+            AgreementError: the agreement cannot be trusted; what was trusted before stays.
+        """
+        self._clock_difference = abs(self._clock() - coordinator_time)
+        try:
+            chain = chain_from_record(json.loads(document))
+        except (ValueError, RecursionError, SettingError) as error:
+            raise AgreementError(f"the agreement that was shown cannot be read: {error}") from None
+        if chain and self._trusted.follow(chain):
+            self._keep(self._trusted)
+            newest = self._trusted.newest
+            assert newest is not None  # noqa: S101 - follow() just accepted it
+            _logger.info("trusts version %d, %s", newest.version, agreed.digest(newest))
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Opens the node under the terms in force, if it is not open under them.
+
+        What stands in the way is kept, to be told to whoever asks.
+        """
+        with self._lock:
+            try:
+                terms = self._trusted.in_force(self._clock().date())
+                if self._opened is None or self._opened.terms != terms:
+                    self._let_go()
+                    self._opened = self._open(terms)
+                    _logger.info("open under version %d", terms.version)
+                self._why_closed = None
+            except DovetailError as error:
+                _logger.error("cannot open: %s", error)
+                self._why_closed = error
+
+    def shut(self) -> None:
+        """Lets go of the node."""
+        with self._lock:
+            self._let_go()
+
+    @property
+    def problem(self) -> DovetailError | None:
+        """Why the node is not open; ``None`` where it is."""
+        return self._why_closed
+
+    def preview(self, signed: Record) -> Record:
+        """See :class:`dovetail.flower.actions.Actions`."""
+        return self._ready().preview(signed)
+
+    def propose(self, signed: Record) -> Record:
+        """See :class:`dovetail.flower.actions.Actions`; one that waits for a person goes there."""
+        node = self._ready()
+        try:
+            return node.propose(signed)
+        except PolicyError as error:
+            if error.rule == "approval":
+                self._desk.wait_for_decision(parsed(signed))
+            raise
+
+    def train(self, request: Record, number: int, arrays: Arrays, state: Arrays) -> Contribution:
+        """See :class:`dovetail.flower.actions.Actions`."""
+        return self._ready().train(request, number, arrays, state)
+
+    def close(self, job: str) -> None:
+        """See :class:`dovetail.flower.actions.Actions`; heard whatever else stands in the way."""
+        self._node().close(job)
+
+    def keep(self, card: Record, arrays: Arrays) -> None:
+        """See :class:`dovetail.flower.actions.Actions`."""
+        self._node().keep(card, arrays)
+
+    def _ready(self) -> Node:
+        if self._desk.paused:
+            raise PolicyError("paused", "this partner has paused its node")
+        if self._clock_difference > LARGEST_CLOCK_DIFFERENCE:
+            raise PolicyError("clock", "the clocks of node and coordinator differ by too much")
+        return self._node()
+
+    def _node(self) -> Node:
+        today = self._clock().date()
+        with self._lock:
+            opened, why = self._opened, self._why_closed
+        if opened is not None and opened.terms.in_force(today):
+            return opened.node
+        if isinstance(why, AgreementError) or opened is not None or why is None:
+            raise PolicyError("terms", str(why or "no terms are in force here"))
+        raise PolicyError("paused", "this partner's node cannot open; its own log says why")
+
+    def _let_go(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
