@@ -1,0 +1,285 @@
+"""A coordinator's database, SQLite or PostgreSQL: transactions, and errors in words of ours.
+
+SQLite writes ahead in a log of its own, with ``synchronous = FULL``: what is committed survives a
+power cut. Its write transactions take the file's only write lock when they begin. On PostgreSQL
+they run at READ COMMITTED: whoever decides on what stands there does so in the statement that
+changes it, or holds :meth:`Database.lock`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from dovetail.errors import (
+    DataError,
+    DovetailError,
+    LocalProtocolError,
+    SettingError,
+    TransportError,
+)
+from dovetail.store.migrations import VERSION_TABLE, migrate
+from dovetail.store.private_file import make_private
+
+APPLICATION_ID = 0x444F564A  # "DOVJ": tells a coordinator's SQLite file from any other
+LOCK_TIMEOUT = 30.0
+_NETWORK_TIMEOUT = 15.0
+"""Seconds beyond the lock's that PostgreSQL may take to answer."""
+
+
+_FOREIGN = (
+    sa.exc.SQLAlchemyError,
+    sqlite3.Error,
+    OSError,
+    OverflowError,
+    UnicodeError,
+    struct.error,
+)
+"""What SQLAlchemy and the drivers raise; they do not wrap all of their own."""
+
+
+class Purpose(IntEnum):
+    """What one process at a time does, where several use one PostgreSQL database."""
+
+    MIGRATE = 1
+    APPEND_EVENT = 2
+    COORDINATE = 3
+
+
+class Database:
+    """One open database. Several threads may use it.
+
+    Attributes:
+        name: what to call it in messages; no URL, which may hold a password.
+        path: the file; ``None`` on PostgreSQL.
+        engine: SQLAlchemy's.
+    """
+
+    def __init__(self, place: str | Path, lock_timeout: float = LOCK_TIMEOUT) -> None:
+        """Open it, made and brought up to date where necessary.
+
+        Args:
+            place: a file's path, created with mode 0600, or ``postgresql://USER@HOST/NAME``.
+            lock_timeout: seconds to wait for another process that writes.
+
+        Raises:
+            SettingError: the place cannot be used, holds something else, or was written by a
+                later version.
+            DataError: it is damaged, or the disk is full.
+            TransportError: it does not answer.
+        """
+        url = _address(place)
+        self.path = Path(url.database or "") if url.drivername == "sqlite" else None
+        self.name = f"the database {self.path.name!r}" if self.path else "the database"
+        self._guard = Lock()
+        if self.path is not None:
+            with self.translated():
+                make_private(self.path, _begin_file)
+        self.engine = _engine(url, lock_timeout)
+        self._writer = self.engine.execution_options(dovetail_writes=True)
+        try:
+            with self.write() as connection:
+                self.lock(connection, Purpose.MIGRATE)
+                _recognise(connection, self.name)
+                migrate(connection, self.name)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of it."""
+        self.engine.dispose()
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """One transaction that reads one state of everything.
+
+        Raises:
+            DataError, TransportError: as the database failed.
+        """
+        with self.translated(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """One transaction, on disk when the block is left, or undone where it raised.
+
+        Raises:
+            DataError, TransportError: as the database failed. If it stopped answering at the last
+                moment, what was written may stand.
+            LocalProtocolError: what was written contradicts what stands there.
+        """
+        with self._guard, self.translated(), self._writer.begin() as connection:
+            yield connection
+
+    def lock(self, connection: sa.Connection, purpose: Purpose) -> None:
+        """Keep other processes from the same purpose to the transaction's end.
+
+        SQLite's write transactions do so without.
+        """
+        if self.path is None:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(*lock_key(purpose))))
+
+    def insert(self, table: sa.Table) -> Any:
+        """An INSERT that knows ON CONFLICT."""
+        return sqlite.insert(table) if self.path else postgresql.insert(table)
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Errors of the database in words of ours."""
+        try:
+            yield
+        except _FOREIGN as error:
+            raise _in_our_words(error, self.name) from None
+
+
+def lock_key(purpose: Purpose) -> tuple[sa.ColumnElement[int], sa.ColumnElement[int]]:
+    """PostgreSQL's key of an advisory lock: the purpose, and the schema that holds our tables."""
+    schema = sa.func.hashtext(sa.func.coalesce(sa.func.current_schema(), ""))
+    return sa.literal(APPLICATION_ID + purpose, sa.Integer), schema
+
+
+def _address(place: str | Path) -> sa.URL:
+    if isinstance(place, Path) or "://" not in place:
+        return sa.URL.create("sqlite", database=str(Path(place).absolute()))
+    try:
+        url = sa.make_url(place)
+    except (sa.exc.ArgumentError, ValueError):
+        raise SettingError("the database's URL cannot be read; " + _PLACES) from None
+    if url.drivername in ("postgresql", "postgresql+pg8000") and url.database:
+        return url.set(drivername="postgresql+pg8000")
+    if url.drivername == "sqlite" and url.database:
+        return url.set(database=str(Path(url.database).absolute()))
+    raise SettingError("the database's URL cannot be used; " + _PLACES)
+
+
+_PLACES = "write a file's path, or postgresql://USER:PASSWORD@HOST/NAME"
+
+
+def _engine(url: sa.URL, lock_timeout: float) -> sa.Engine:
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # its errors show statements
+    if url.drivername == "sqlite":
+        arguments = {"check_same_thread": False, "isolation_level": None, "timeout": lock_timeout}
+        engine = sa.create_engine(url, connect_args=arguments, hide_parameters=True)
+        sa.event.listen(engine, "connect", _configure)
+        sa.event.listen(engine, "begin", _begin)
+        return engine
+    try:
+        engine = sa.create_engine(
+            url,
+            pool_pre_ping=True,
+            hide_parameters=True,
+            connect_args={"timeout": lock_timeout + _NETWORK_TIMEOUT},
+        )
+    except ModuleNotFoundError:
+        message = "PostgreSQL needs a driver: pip install 'dovetail[postgres]'"
+        raise SettingError(message) from None
+    settings = f"SELECT set_config('lock_timeout', '{round(lock_timeout * 1000)}', false)"
+    sa.event.listen(engine, "connect", lambda raw, _: _run(raw, settings))
+    return engine
+
+
+def _begin_file(path: Path) -> None:
+    """Lay out what must stand in a SQLite file before a second process can open it."""
+    with sqlite3.connect(path) as raw:
+        raw.execute("PRAGMA journal_mode = WAL")
+        raw.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    raw.close()
+
+
+def _configure(raw: Any, record: object) -> None:  # noqa: ARG001 - SQLAlchemy's signature
+    for pragma in ("synchronous = FULL", "foreign_keys = ON", "trusted_schema = OFF"):
+        raw.execute(f"PRAGMA {pragma}")
+
+
+def _begin(connection: sa.Connection) -> None:
+    writes = connection.get_execution_options().get("dovetail_writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _run(raw: Any, statement: str) -> None:
+    cursor = raw.cursor()
+    cursor.execute(statement)
+    cursor.close()
+    raw.commit()
+
+
+def _recognise(connection: sa.Connection, name: str) -> None:
+    if connection.dialect.name == "sqlite":
+        found = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
+        ours = found == APPLICATION_ID
+    else:
+        tables = sa.inspect(connection).get_table_names()
+        ours = not tables or VERSION_TABLE in tables
+    if not ours:
+        raise SettingError(f"{name} holds something else: give the coordinator one of its own")
+
+
+def _in_our_words(error: Exception, name: str) -> DovetailError:
+    """What went wrong; their words would show statements and what stands in the database."""
+    cause = getattr(error, "orig", None) or error
+    if isinstance(cause, DovetailError):
+        return cause
+    sign = _sign(cause)
+    for known, kind, reason in _REASONS:
+        if known in sign:
+            return kind(f"{name} {reason}")
+    return DataError(f"{name} cannot be read or written")
+
+
+def _sign(error: BaseException) -> str:
+    """PostgreSQL's five-letter code of an error, or the text of another."""
+    if isinstance(error, UnicodeError):
+        return "malformed"
+    if isinstance(error, OSError | struct.error):
+        return "network error"
+    details = error.args[0] if error.args else ""
+    return f"[{details.get('C')}]".lower() if isinstance(details, dict) else str(error).lower()
+
+
+_NO_ANSWER = "does not answer; trying again is reasonable"
+_FULL = "cannot be written: the disk is full"
+_DAMAGED = "is damaged; put back its newest copy"
+_HELD = "is held by another process; nothing was changed, and trying again is reasonable"
+_CONTRADICTS = "refuses what contradicts what it holds"
+_REFUSED = "refuses the user or the password that its URL gives"
+_REASONS: tuple[tuple[str, type[DovetailError], str], ...] = (
+    ("constraint failed", LocalProtocolError, _CONTRADICTS),
+    ("[23", LocalProtocolError, _CONTRADICTS),
+    ("database is locked", TransportError, _HELD),
+    ("table is locked", TransportError, _HELD),
+    ("is full", DataError, _FULL),
+    ("readonly", DataError, "may not be written"),
+    ("malformed", DataError, _DAMAGED),
+    ("could not decode", DataError, _DAMAGED),
+    ("not a database", DataError, "is damaged, or is no database"),
+    ("disk i/o", DataError, "cannot be written: the disk failed"),
+    ("unable to open", SettingError, "cannot be opened"),
+    ("queuepool limit", TransportError, _NO_ANSWER),
+    ("network error", TransportError, _NO_ANSWER),
+    ("communication error", TransportError, _NO_ANSWER),
+    ("create a connection", TransportError, _NO_ANSWER),
+    ("connection is closed", TransportError, _NO_ANSWER),
+    ("refuses ssl", SettingError, "does not speak TLS, and its URL asks for it"),
+    ("[08", TransportError, _NO_ANSWER),
+    ("[57", TransportError, _NO_ANSWER),
+    ("[53100]", DataError, _FULL),
+    ("[53", TransportError, _NO_ANSWER),
+    ("[55p03]", TransportError, _HELD),
+    ("[40", TransportError, _HELD),
+    ("[28", SettingError, _REFUSED),
+    ("[3d", SettingError, "does not exist on that server: create it first"),
+    ("[42501]", SettingError, "does not allow its user to make or write tables"),
+    ("[25006]", DataError, "may not be written"),
+    ("[xx", DataError, _DAMAGED),
+)
