@@ -115,7 +115,9 @@ def test_the_example_is_a_schema() -> None:
         ("[columns.department]", "[columns.SPEND]", ["spend", "declared twice"]),
         ("[columns.department]", '[columns."spend is missing"]', ["spend is missing", "twice"]),
         ("[columns.department]", '[columns."\\u0000"]', ["printable name"]),
+        ('name = "mailings"', 'name = "\\u001b[2J"', ["names and units must be printable"]),
         ("[label]", "[label", ["not valid TOML"]),
+        ("[label]", "deep = " + "[" * 5000 + "\n[label]", ["not valid TOML"]),
         ("[label]", "[lable]", ["[label] is missing", "'lable'; did you mean 'label'?"]),
         ("[label]", "[outcome]", ["[label] is missing"]),
     ],
@@ -176,7 +178,8 @@ def test_did_you_mean_keeps_silent_when_nothing_is_near() -> None:
     assert did_you_mean("zzz", ["fedavg"]) == ""
 
 
-names = st.text(st.characters(codec="utf-8", categories=["L", "N", "P"]), min_size=1, max_size=8)
+texts = st.text(st.characters(codec="utf-8", categories=["L", "N", "P"]), max_size=8)
+names = texts.filter(bool)
 floats = st.floats(-1e300, 1e300)
 pairs = st.tuples(floats, floats).filter(lambda pair: pair[0] < pair[1])
 days = st.tuples(st.dates(), st.dates()).filter(lambda pair: pair[0] < pair[1])
@@ -190,16 +193,16 @@ def columns(draw: st.DrawFn, name: str) -> Column:
     if kind == "date":
         return Date(name, *draw(days), nullable=draw(st.booleans()))
     transform: Transform = draw(st.sampled_from(get_args(Transform)))
-    return Number(name, *draw(pairs), draw(st.text()), transform, draw(st.booleans()))
+    return Number(name, *draw(pairs), draw(texts), transform, draw(st.booleans()))
 
 
 @st.composite
 def schemas(draw: st.DrawFn) -> Schema:
     key, label, *rest = draw(st.lists(names, min_size=3, max_size=6, unique_by=str.lower))
     return Schema(
-        name=draw(st.text()),
+        name=draw(texts),
         key=key,
-        unit=draw(st.text()),
+        unit=draw(texts),
         columns=tuple(draw(columns(name)) for name in rest),
         label=Label(label, draw(st.floats(0, 1, exclude_min=True, exclude_max=True))),
         max_rows_per_customer=draw(st.integers(1, 1000)),

@@ -53,6 +53,7 @@ class Number:
 
     def __post_init__(self) -> None:
         _require_name(self.name)
+        _require_printable(self.unit)
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
             raise SchemaError("low and high must be finite numbers", self.name)
         if not self.low < self.high:
@@ -146,6 +147,7 @@ class Schema:
 
     def __post_init__(self) -> None:
         _require_name(self.key)
+        _require_printable(self.name + self.unit)
         if not self.columns:
             raise SchemaError("the schema declares no columns")
         if self.max_rows_per_customer < 1:
@@ -244,12 +246,8 @@ def parse_schema(text: str, source: str) -> Schema:
         SchemaError: the text does not hold a usable schema; the message names ``source``.
     """
     try:
-        document = tomllib.loads(text)
-        columns = document.get("columns")
-        if isinstance(columns, dict):
-            document["columns"] = [_named(name, table) for name, table in columns.items()]
-        return schema_from_record(document)
-    except tomllib.TOMLDecodeError as error:
+        return schema_from_record(tomllib.loads(text))
+    except (ValueError, RecursionError) as error:  # a number too long, or nested too deep
         raise SchemaError(f"{source}: not valid TOML: {error}") from None
     except SchemaError as error:
         placed = SchemaError(f"{source}: {error}")
@@ -258,12 +256,14 @@ def parse_schema(text: str, source: str) -> Schema:
 
 
 def schema_from_record(record: Mapping[str, Any]) -> Schema:
-    """The schema that :meth:`Schema.to_record` wrote.
+    """The schema that :meth:`Schema.to_record` wrote, or that a TOML file says.
 
     Raises:
         SchemaError: a field is missing, unknown, of the wrong type or out of range.
     """
     columns = record.get("columns")
+    if isinstance(columns, Mapping):
+        columns = [_named(name, table) for name, table in columns.items()]
     if not isinstance(columns, list):
         mend = _misspelt("columns", record) or ": write [columns.NAME] for each"
         raise SchemaError(f"the schema declares no columns{mend}")
@@ -302,10 +302,10 @@ def _column(record: Mapping[str, Any]) -> Column:
     name, rest = record.get("name"), dict(record)
     where = f"column {name!r}"
     kind = rest.pop("type", None)
-    if kind not in _COLUMN_TYPES:
+    if not isinstance(kind, str) or kind not in _COLUMN_TYPES:
         hint = did_you_mean(str(kind), _COLUMN_TYPES)
         raise SchemaError(f"{where}: type must be one of {', '.join(_COLUMN_TYPES)}{hint}")
-    column: Column = _build(_COLUMN_TYPES[str(kind)], rest, where)
+    column: Column = _build(_COLUMN_TYPES[kind], rest, where)
     return column
 
 
@@ -333,6 +333,8 @@ def _number(value: object, where: str) -> float:
 def _whole(value: object, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise SchemaError(f"{where} must be a whole number")
+    if abs(value) > _LARGEST_WHOLE:
+        raise SchemaError(f"{where} is too large")
     return value
 
 
@@ -367,6 +369,8 @@ def _as_is(value: Any, where: str) -> Any:  # noqa: ARG001 - already built
     return value
 
 
+_LARGEST_WHOLE = 2**53 - 1
+"""What JSON carries exactly."""
 _READERS: dict[str, Callable[[Any, str], Any]] = {
     "name": _text,
     "key": _text,
@@ -404,6 +408,11 @@ def _table(value: object, where: str) -> Mapping[str, Any]:
 def _require_name(name: str) -> None:
     if not name or not name.isprintable():
         raise SchemaError("every column needs a printable name")
+
+
+def _require_printable(text: str) -> None:
+    if not text.isprintable():
+        raise SchemaError("names and units must be printable")
 
 
 def _repeated(names: Iterable[str]) -> str | None:

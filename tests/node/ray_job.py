@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from flwr.app import Context
 
+from dovetail.agreement.files import load_terms
 from dovetail.agreement.request import Request
-from dovetail.agreement.terms import load_terms
 from dovetail.coordinator.app import Run
 from dovetail.flower.engine import run_on_ray
 from dovetail.node.flower_app import VARIABLE, app

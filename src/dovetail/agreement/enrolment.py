@@ -54,6 +54,21 @@ class Invitation:
 
 
 @dataclass(frozen=True)
+class Access:
+    """Where an enrolled party finds the coordinator, and how it recognises it.
+
+    Attributes:
+        address: ``host:port``.
+        coordinator: its name.
+        certificate: its certificate, PEM.
+    """
+
+    address: str
+    coordinator: str
+    certificate: str
+
+
+@dataclass(frozen=True)
 class EnrolmentRequest:
     """An invited party's public keys.
 
@@ -130,6 +145,21 @@ def invitation_from_record(record: object) -> Invitation:
         certificate=_certificate(read),
         token=read.text("token"),
     )
+
+
+def access_of(invitation: Invitation) -> Access:
+    """What stays useful of an invitation once it was answered."""
+    return Access(invitation.address, invitation.coordinator, invitation.certificate)
+
+
+def access_from_record(record: object) -> Access:
+    """The access in ``vars(access)``.
+
+    Raises:
+        SettingError: a field is missing, unknown or of another type.
+    """
+    read = Fields(record, "access", tuple(Access.__dataclass_fields__))
+    return Access(read.text("address"), read.text("coordinator"), _certificate(read))
 
 
 def request_from_record(record: object) -> EnrolmentRequest:

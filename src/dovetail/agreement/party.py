@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Literal
 
-from dovetail.agreement.record import Fields, require
+from dovetail.agreement.record import Fields, is_digest, require
 
 Duty = Literal["coordinator", "analyst", "partner"]
 """What a party does: run jobs, ask for them, or bring customers."""
@@ -16,7 +16,6 @@ PARTY_FIELDS = ("name", "key", "certificate")
 PARTNER_FIELDS = ("name", "role", "customers", "first_day", "last_day", "key", "certificate")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_HEX = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Party:
         require_name(self.name)
         for field, digits in (("key", self.key), ("certificate", self.certificate)):
             require(
-                _HEX.fullmatch(digits) is not None,
+                is_digest(digits),
                 f"party {self.name!r}: {field} must be 64 hexadecimal digits in lower case",
             )
 

@@ -87,16 +87,24 @@ class SignedPermit:
     signature: str
 
 
-def sign_terms(terms: Terms, party: str, key: SigningKey) -> Signature:
+def sign_terms(
+    terms: Terms, party: str, key: SigningKey, previous: Terms | None = None
+) -> Signature:
     """One party's yes to these terms.
+
+    Args:
+        terms: what is signed.
+        party: who signs.
+        key: its key.
+        previous: the version before, if the key is the one that these terms replace.
 
     Raises:
         AgreementError: the terms know no such party, or pin another key for it.
     """
-    known = {p.name: p for p, _ in terms.parties}.get(party)
-    if known is None:
+    if party not in [p.name for p, _ in terms.parties]:
         raise AgreementError(f"the terms name no party {party!r}")
-    if known.key != key.public:
+    pinned = [p.key for t in (terms, previous) if t for p, _ in t.parties if p.name == party]
+    if key.public not in pinned:
         raise AgreementError(f"the terms pin another key for {party!r} than this one")
     return Signature(party, key.public, key.sign(TERMS, agreed.to_record(terms)))
 

@@ -5,13 +5,10 @@ Everything here is public among the parties, who sign it (:mod:`dovetail.agreeme
 
 from __future__ import annotations
 
-import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import cached_property
-from pathlib import Path
 from typing import Literal, get_args
 
 from dovetail.agreement.party import (
@@ -22,11 +19,11 @@ from dovetail.agreement.party import (
     party_from_record,
 )
 from dovetail.agreement.party import to_record as _party_record
-from dovetail.agreement.record import Fields, positive, require
+from dovetail.agreement.record import Fields, is_digest, positive, require
 from dovetail.agreement.request import Family, Protection
 from dovetail.crypto import canonical
 from dovetail.errors import SchemaError, SettingError
-from dovetail.schema import Schema, load_schema, schema_from_record
+from dovetail.schema import Schema, schema_from_record
 
 Approval = Literal["automatic", "manual"]
 """Who says yes to a request that keeps all rules: the rules alone, or a person at every party."""
@@ -207,22 +204,6 @@ class Terms:
         raise SettingError(f"terms: no partner is named {name!r}")
 
 
-def load_terms(path: Path) -> Terms:
-    """Read terms from a TOML file; ``schema`` is a table, or the name of a file beside this one.
-
-    Raises:
-        SettingError: a file cannot be read, or what it says cannot be agreed on.
-    """
-    record = _read_toml(path)
-    try:
-        schema = record.get("schema")
-        if isinstance(schema, str):
-            return _terms(record, load_schema(path.parent / schema))
-        return parse_terms(record)
-    except (SettingError, SchemaError) as error:
-        raise SettingError(f"{path.name}: {error}") from None
-
-
 def parse_terms(record: object) -> Terms:
     """The terms that :func:`to_record` wrote, or that a file with its schema in it says.
 
@@ -230,11 +211,32 @@ def parse_terms(record: object) -> Terms:
         SettingError: a field is missing, unknown, of another type or out of range; the message
             names it, and the field that was probably meant.
     """
-    schema = record.get("schema") if isinstance(record, Mapping) else None
-    try:
-        return _terms(record, _schema(schema))
-    except SchemaError as error:
-        raise SettingError(f"terms.schema: {error}") from None
+    read = Fields(record, "terms", _TERMS)
+    allowed = Fields(read.raw("allowed"), "terms.allowed", _ALLOWED)
+    return Terms(
+        name=read.text("name"),
+        version=read.whole("version"),
+        previous=_previous(read),
+        valid_from=read.day("valid_from"),
+        valid_until=read.day("valid_until"),
+        schema=_schema(read.raw("schema")),
+        coordinator=party_from_record(read.raw("coordinator"), "terms.coordinator"),
+        analysts=tuple(party_from_record(a, "terms.analysts") for a in read.items("analysts")),
+        partners=tuple(partner_from_record(p, "terms.partners") for p in read.items("partners")),
+        purposes=read.texts("purposes"),
+        requests=read.choices("requests", get_args(RequestKind)),
+        approval=read.choice("approval", get_args(Approval)),
+        customers_overlap=read.flag("customers_overlap"),
+        minimum_cohort=read.whole("minimum_cohort"),
+        budget=_budget(read.raw("budget")),
+        model_families=allowed.choices("model_families", get_args(Family)),
+        protections=allowed.choices("protections", get_args(Protection)),
+        max_epsilon_per_job=allowed.number("max_epsilon_per_job"),
+        max_concurrent_jobs=allowed.whole("max_concurrent_jobs"),
+        max_parameters=allowed.whole("max_parameters"),
+        max_rounds=allowed.whole("max_rounds"),
+        max_steps=allowed.whole("max_steps"),
+    )
 
 
 def to_record(terms: Terms) -> dict[str, object]:
@@ -268,12 +270,6 @@ def digest(terms: Terms) -> str:
     return terms._digest
 
 
-def is_digest(text: str) -> bool:
-    """Whether a text has the form of a digest: 64 hexadecimal digits in lower case."""
-    return _DIGEST.fullmatch(text) is not None
-
-
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _TERMS = (
     "name",
     "version",
@@ -300,39 +296,10 @@ _ALLOWED = ("model_families", "protections", "max_epsilon_per_job", *_WHOLE_LIMI
 def _schema(record: object) -> Schema:
     if not isinstance(record, Mapping):
         raise SettingError("terms: schema must be a table, or the name of a file")
-    columns = record.get("columns")
-    if isinstance(columns, Mapping) and all(isinstance(c, Mapping) for c in columns.values()):
-        record = {**record, "columns": [{"name": name, **c} for name, c in columns.items()]}
-    return schema_from_record(record)
-
-
-def _terms(record: object, schema: Schema) -> Terms:
-    read = Fields(record, "terms", _TERMS)
-    allowed = Fields(read.raw("allowed"), "terms.allowed", _ALLOWED)
-    return Terms(
-        name=read.text("name"),
-        version=read.whole("version"),
-        previous=_previous(read),
-        valid_from=read.day("valid_from"),
-        valid_until=read.day("valid_until"),
-        schema=schema,
-        coordinator=party_from_record(read.raw("coordinator"), "terms.coordinator"),
-        analysts=tuple(party_from_record(a, "terms.analysts") for a in read.items("analysts")),
-        partners=tuple(partner_from_record(p, "terms.partners") for p in read.items("partners")),
-        purposes=read.texts("purposes"),
-        requests=read.choices("requests", get_args(RequestKind)),
-        approval=read.choice("approval", get_args(Approval)),
-        customers_overlap=read.flag("customers_overlap"),
-        minimum_cohort=read.whole("minimum_cohort"),
-        budget=_budget(read.raw("budget")),
-        model_families=allowed.choices("model_families", get_args(Family)),
-        protections=allowed.choices("protections", get_args(Protection)),
-        max_epsilon_per_job=allowed.number("max_epsilon_per_job"),
-        max_concurrent_jobs=allowed.whole("max_concurrent_jobs"),
-        max_parameters=allowed.whole("max_parameters"),
-        max_rounds=allowed.whole("max_rounds"),
-        max_steps=allowed.whole("max_steps"),
-    )
+    try:
+        return schema_from_record(record)
+    except SchemaError as error:
+        raise SettingError(f"terms.schema: {error}") from None
 
 
 def _previous(read: Fields) -> str:
@@ -343,14 +310,3 @@ def _budget(record: object) -> Budget:
     read = Fields(record, "terms.budget", _BUDGET)
     period = read.choice("period", get_args(Period))
     return Budget(read.number("epsilon"), read.number("delta"), period)
-
-
-def _read_toml(path: Path) -> dict[str, object]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingError(f"{path.name}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise SettingError(f"{path.name}: is not a UTF-8 text file") from None
-    except tomllib.TOMLDecodeError as error:
-        raise SettingError(f"{path.name}: is not TOML: {error}") from None
