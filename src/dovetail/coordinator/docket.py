@@ -1,0 +1,310 @@
+"""All jobs of a coordinator: submitted, approved, run side by side, resumed, cancelled, settled."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from dovetail.agreement import request as requests
+from dovetail.agreement import terms as agreed
+from dovetail.agreement.record import require
+from dovetail.agreement.signing import SignedRequest, require_asked
+from dovetail.agreement.terms import Terms
+from dovetail.agreement.trusted import TrustedTerms
+from dovetail.coordinator.job import TRANSITIONS, State
+from dovetail.coordinator.journal import StoreJournal, checkpoint_of, job_of
+from dovetail.coordinator.parties import node_number
+from dovetail.coordinator.progress import EventKind, JobEvent
+from dovetail.coordinator.proposing import ask_previews
+from dovetail.coordinator.round import Arrays
+from dovetail.coordinator.run import Run, Suspended
+from dovetail.coordinator.settling import settle
+from dovetail.errors import DataError, DovetailError, SettingError, TransportError
+from dovetail.flower.actions import Record
+from dovetail.store.jobs import JobStore
+from dovetail.store.model import load_model
+from dovetail.store.records import JobRecord
+from dovetail.wire.channel import Channel
+
+MOST_JOBS = 100
+"""Jobs that may be under way at once."""
+PREVIEW_SECONDS = 30.0
+LONGEST_DEADLINE = 24 * 3600.0
+OPEN_STATES = tuple(str(state) for state, after in TRANSITIONS.items() if after)
+_SETTLE_SECONDS = 60.0
+_RETRY_SECONDS = 10.0
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Running:
+    thread: threading.Thread
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+class Docket:
+    """The jobs of one coordinator, over one database and one channel.
+
+    Guarantees:
+        What is answered is on the disk. A job that was under way when the coordinator died goes on
+        from its last finished round when :meth:`resume` is called, and no round's number is asked
+        twice.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        folder: Path,
+        name: str,
+        trusted: TrustedTerms,
+        channel: Channel,
+        wait: Callable[[float], object],
+        clock: Callable[[], datetime],
+        tell: Callable[[JobEvent], None] = lambda _: None,
+    ) -> None:
+        """Opens the docket.
+
+        Args:
+            store: the coordinator's database, claimed.
+            folder: the coordinator's.
+            name: the coordinator's, as the terms name it.
+            trusted: the terms.
+            channel: where the nodes are.
+            wait: waits so many seconds, or until something changed at the nodes.
+            clock: the time.
+            tell: told what happens, after it was noted.
+        """
+        self._store, self._folder, self._name = store, folder, name
+        self._trusted, self._channel, self._wait = trusted, channel, wait
+        self._clock, self._tell = clock, tell
+        self._lock = threading.Lock()
+        self._running: dict[str, _Running] = {}
+        self._suspended = threading.Event()
+
+    def preview(self, signed: SignedRequest) -> dict[str, Record]:
+        """What each partner would say to a request and what it would cost there; nothing runs.
+
+        Raises:
+            PolicyError: nobody who may ask did ask this.
+            AgreementError: no terms are in force.
+        """
+        terms = self._in_force()
+        require_asked(signed, terms)
+        return ask_previews(self._channel, signed, _nodes(terms), PREVIEW_SECONDS)
+
+    def submit(self, signed: SignedRequest, quorum: int, deadline: float) -> JobRecord:
+        """Takes a job in, and runs it as soon as everybody approves.
+
+        Submitting the same again changes nothing.
+
+        Args:
+            signed: what is asked, by whom.
+            quorum: partners without which a round does not count; 0 for more than half.
+            deadline: seconds in which a node answers.
+
+        Raises:
+            PolicyError: nobody who may ask did ask this.
+            AgreementError: no terms are in force.
+            SettingError: quorum or deadline cannot be used, another job has this name, or too
+                many jobs are under way.
+        """
+        terms = self._in_force()
+        require_asked(signed, terms)
+        partners = len(terms.partners)
+        require(0 <= quorum <= partners, f"quorum must be 1 to {partners}, the partners")
+        require(0 < deadline <= LONGEST_DEADLINE, "deadline must be above 0 s and at most a day")
+        open_jobs = self._store.list(OPEN_STATES, limit=MOST_JOBS + 1)
+        known = {record.job for record in open_jobs}
+        require(
+            len(known - {signed.request.job}) < MOST_JOBS,
+            f"{MOST_JOBS} jobs are under way: wait for one to end, or cancel one",
+        )
+        record = self._store.add(self._new_record(signed, quorum or partners // 2 + 1, deadline))
+        if record.job not in known:
+            self._note(JobEvent(record.job, "submitted", 0, record.rounds, text=record.asked_by))
+        if terms.approval == "automatic" or signed.asked_by == self._name:
+            self._take(record)
+        else:
+            self._note(_awaiting(record, self._name))
+        return self._store.get(record.job)
+
+    def approve(self, job: str) -> JobRecord:
+        """Lets a job that waits for the coordinator's operator go to the partners.
+
+        Raises:
+            SettingError: there is no such job.
+            LocalProtocolError: it does not wait any more.
+        """
+        record = self._store.get(job)
+        if not record.owner:
+            self._take(record)
+        return self._store.get(job)
+
+    def cancel(self, job: str) -> JobRecord:
+        """Ends a job that is under way; what it never began is free again at every partner.
+
+        Raises:
+            SettingError: there is no such job, or it has ended.
+        """
+        record = self._store.get(job)
+        require(record.state in OPEN_STATES, f"job {job!r} has ended: it is {record.state}")
+        with self._lock:
+            running = self._running.get(job)
+        if running is None:
+            self._store.change(
+                job, record.state, state=State.CANCELLED, reason="cancelled on request"
+            )
+            self._note(JobEvent(job, "cancelled", record.rounds_done, record.rounds))
+        else:
+            running.cancelled.set()
+        return self._store.get(job)
+
+    def resume(self) -> None:
+        """Goes on with every job that was under way when the coordinator stopped."""
+        for record in self._store.list(OPEN_STATES, limit=MOST_JOBS):
+            if record.owner:
+                done, rounds = record.rounds_done, record.rounds
+                self._note(JobEvent(record.job, "resumed", done, rounds))
+                self._start(record.job)
+
+    def suspend(self, timeout: float) -> None:
+        """Stops working on all jobs and leaves them to be resumed.
+
+        Args:
+            timeout: seconds to wait for a round that is under way; it is lost otherwise.
+        """
+        self._suspended.set()
+        with self._lock:
+            threads = [running.thread for running in self._running.values()]
+        for thread in threads:
+            thread.join(timeout)
+
+    def settle(self) -> None:
+        """Tells partners of ended jobs that did not hear of the end when it came."""
+        connected = set(self._channel.nodes())
+        for job, partners in self._store.unsettled().items():
+            reachable = {node_number(p): p for p in partners if node_number(p) in connected}
+            with self._lock:
+                busy = job in self._running
+            if reachable and not busy:
+                model = self._released(job)
+                for node in settle(self._channel, job, reachable, _SETTLE_SECONDS, model):
+                    self._store.settle_permit(job, reachable[node])
+
+    def _released(self, job: str) -> tuple[Record, Arrays] | None:
+        kept = self._store.release(job)
+        if kept is None:
+            return None
+        arrays, _ = load_model(self._folder / kept.folder)
+        return kept.record, arrays
+
+    def _take(self, record: JobRecord) -> None:
+        """Marks a job as ours to run, and runs it."""
+        if not record.owner:
+            self._store.change(record.job, record.state, owner=self._name)
+        self._start(record.job)
+
+    def _start(self, job: str) -> None:
+        with self._lock:
+            if job in self._running or self._suspended.is_set():
+                return
+            thread = threading.Thread(target=self._run, args=(job,), name=job, daemon=True)
+            self._running[job] = _Running(thread)
+        thread.start()
+
+    def _run(self, job: str) -> None:
+        """A job's thread: until it ends, or the coordinator does."""
+        try:
+            while not self._suspended.is_set() and not self._ended(job):
+                try:
+                    self._prepared(job).run()
+                except Suspended:
+                    return
+                except DovetailError as error:
+                    _logger.warning("job %s: %s", job, error)
+                except Exception:
+                    _logger.exception("job %s failed", job)
+                if not self._ended(job):
+                    self._suspended.wait(_RETRY_SECONDS)  # the database, say, does not answer
+        finally:
+            with self._lock:
+                del self._running[job]
+
+    def _ended(self, job: str) -> bool:
+        try:
+            return self._store.get(job).state not in OPEN_STATES
+        except (DataError, TransportError) as error:
+            _logger.warning("job %s: %s", job, error)
+            return False
+
+    def _prepared(self, job: str) -> Run:
+        record = self._store.get(job)
+        signed = _signed(record)
+        terms = self._terms_of(record)
+        standing = job_of(record, signed.request)
+        journal = StoreJournal(self._store, self._folder, terms, standing, self._clock)
+        with self._lock:
+            cancelled = self._running[job].cancelled
+        return Run(
+            signed,
+            terms,
+            self._channel,
+            _nodes(terms),
+            quorum=record.quorum,
+            deadline=record.deadline,
+            journal=journal,
+            on_event=self._note,
+            wait=self._wait,
+            card_of=journal.card_record,
+            cancelled=cancelled,
+            suspended=self._suspended,
+            standing=standing,
+            checkpoint=checkpoint_of(record, self._folder),
+        )
+
+    def _terms_of(self, record: JobRecord) -> Terms:
+        for signed in self._trusted.chain:
+            if agreed.digest(signed.terms) == record.terms_digest:
+                return signed.terms
+        raise SettingError(f"job {record.job!r} runs under terms that are not known here")
+
+    def _in_force(self) -> Terms:
+        return self._trusted.in_force(self._clock().date())
+
+    def _note(self, event: JobEvent) -> None:
+        self._store.append_event(event.job, event.kind, event.round, event.partner, event.text)
+        self._tell(event)
+
+    def _new_record(self, signed: SignedRequest, quorum: int, deadline: float) -> JobRecord:
+        return JobRecord(
+            job=signed.request.job,
+            request=requests.to_record(signed.request),
+            request_digest=requests.digest(signed.request),
+            terms_digest=signed.terms_digest,
+            asked_by=signed.asked_by,
+            signature=signed.signature,
+            quorum=quorum,
+            deadline=deadline,
+            rounds=signed.request.task.rounds,
+        )
+
+
+def _nodes(terms: Terms) -> dict[int, str]:
+    return {node_number(partner.name): partner.name for partner in terms.partners}
+
+
+def _signed(record: JobRecord) -> SignedRequest:
+    request = requests.from_record(json.loads(json.dumps(record.request)))
+    return SignedRequest(request, record.terms_digest, record.asked_by, record.signature)
+
+
+def _awaiting(record: JobRecord, coordinator: str) -> JobEvent:
+    kind: EventKind = "awaiting"
+    text = "waits for the coordinator's operator to approve it"
+    return JobEvent(record.job, kind, 0, record.rounds, coordinator, text)
