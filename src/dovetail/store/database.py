@@ -8,7 +8,6 @@ changes it, or holds :meth:`Database.lock`.
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 import struct
 from collections.abc import Iterator
@@ -28,13 +27,10 @@ from dovetail.errors import (
     SettingError,
     TransportError,
 )
+from dovetail.store.engine import APPLICATION_ID, address, connect
 from dovetail.store.migrations import VERSION_TABLE, migrate
-from dovetail.store.private_file import make_private
 
-APPLICATION_ID = 0x444F564A  # "DOVJ": tells a coordinator's SQLite file from any other
 LOCK_TIMEOUT = 30.0
-_NETWORK_TIMEOUT = 15.0
-"""Seconds beyond the lock's that PostgreSQL may take to answer."""
 
 
 _FOREIGN = (
@@ -69,7 +65,7 @@ class Database:
         """Open it, made and brought up to date where necessary.
 
         Args:
-            place: a file's path, created with mode 0600, or ``postgresql://USER@HOST/NAME``.
+            place: as in :func:`~dovetail.store.engine.address`; a file gets the mode 0600.
             lock_timeout: seconds to wait for another process that writes.
 
         Raises:
@@ -78,14 +74,12 @@ class Database:
             DataError: it is damaged, or the disk is full.
             TransportError: it does not answer.
         """
-        url = _address(place)
+        url = address(place)
         self.path = Path(url.database or "") if url.drivername == "sqlite" else None
         self.name = f"the database {self.path.name!r}" if self.path else "the database"
         self._guard = Lock()
-        if self.path is not None:
-            with self.translated():
-                make_private(self.path, _begin_file)
-        self.engine = _engine(url, lock_timeout)
+        with self.translated():
+            self.engine = connect(url, lock_timeout)
         self._writer = self.engine.execution_options(dovetail_writes=True)
         try:
             with self.write() as connection:
@@ -147,71 +141,6 @@ def lock_key(purpose: Purpose) -> tuple[sa.ColumnElement[int], sa.ColumnElement[
     """PostgreSQL's key of an advisory lock: the purpose, and the schema that holds our tables."""
     schema = sa.func.hashtext(sa.func.coalesce(sa.func.current_schema(), ""))
     return sa.literal(APPLICATION_ID + purpose, sa.Integer), schema
-
-
-def _address(place: str | Path) -> sa.URL:
-    if isinstance(place, Path) or "://" not in place:
-        return sa.URL.create("sqlite", database=str(Path(place).absolute()))
-    try:
-        url = sa.make_url(place)
-    except (sa.exc.ArgumentError, ValueError):
-        raise SettingError("the database's URL cannot be read; " + _PLACES) from None
-    if url.drivername in ("postgresql", "postgresql+pg8000") and url.database:
-        return url.set(drivername="postgresql+pg8000")
-    if url.drivername == "sqlite" and url.database:
-        return url.set(database=str(Path(url.database).absolute()))
-    raise SettingError("the database's URL cannot be used; " + _PLACES)
-
-
-_PLACES = "write a file's path, or postgresql://USER:PASSWORD@HOST/NAME"
-
-
-def _engine(url: sa.URL, lock_timeout: float) -> sa.Engine:
-    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # its errors show statements
-    if url.drivername == "sqlite":
-        arguments = {"check_same_thread": False, "isolation_level": None, "timeout": lock_timeout}
-        engine = sa.create_engine(url, connect_args=arguments, hide_parameters=True)
-        sa.event.listen(engine, "connect", _configure)
-        sa.event.listen(engine, "begin", _begin)
-        return engine
-    try:
-        engine = sa.create_engine(
-            url,
-            pool_pre_ping=True,
-            hide_parameters=True,
-            connect_args={"timeout": lock_timeout + _NETWORK_TIMEOUT},
-        )
-    except ModuleNotFoundError:
-        message = "PostgreSQL needs a driver: pip install 'dovetail[postgres]'"
-        raise SettingError(message) from None
-    settings = f"SELECT set_config('lock_timeout', '{round(lock_timeout * 1000)}', false)"
-    sa.event.listen(engine, "connect", lambda raw, _: _run(raw, settings))
-    return engine
-
-
-def _begin_file(path: Path) -> None:
-    """Lay out what must stand in a SQLite file before a second process can open it."""
-    with sqlite3.connect(path) as raw:
-        raw.execute("PRAGMA journal_mode = WAL")
-        raw.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    raw.close()
-
-
-def _configure(raw: Any, record: object) -> None:  # noqa: ARG001 - SQLAlchemy's signature
-    for pragma in ("synchronous = FULL", "foreign_keys = ON", "trusted_schema = OFF"):
-        raw.execute(f"PRAGMA {pragma}")
-
-
-def _begin(connection: sa.Connection) -> None:
-    writes = connection.get_execution_options().get("dovetail_writes")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def _run(raw: Any, statement: str) -> None:
-    cursor = raw.cursor()
-    cursor.execute(statement)
-    cursor.close()
-    raw.commit()
 
 
 def _recognise(connection: sa.Connection, name: str) -> None:

@@ -11,19 +11,17 @@ Guarantees:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from datetime import datetime
+from collections.abc import Collection
 from pathlib import Path
-from threading import Condition
 from types import TracebackType
 
 import sqlalchemy as sa
 
 from dovetail.errors import LocalProtocolError, SettingError
 from dovetail.store import claim as claims
-from dovetail.store.database import LOCK_TIMEOUT, Database, Purpose
+from dovetail.store.database import LOCK_TIMEOUT, Database
+from dovetail.store.events import Clock, EventLog
 from dovetail.store.records import (
-    EventRecord,
     JobRecord,
     PermitRecord,
     Record,
@@ -31,12 +29,9 @@ from dovetail.store.records import (
     as_text,
     job_record,
     parsed,
-    utc,
     with_record,
 )
-from dovetail.store.tables import AGREEMENTS, EVENTS, JOBS, PERMITS, RELEASES
-
-Clock = Callable[[], datetime]
+from dovetail.store.tables import AGREEMENTS, JOBS, PERMITS, RELEASES
 
 RUNNING = "running"
 _JOB_COLUMNS = [column for column in JOBS.c if column is not JOBS.c.number]
@@ -44,7 +39,7 @@ _JOBS = sa.select(*_JOB_COLUMNS)
 _ROUND_OPEN = JOBS.c.rounds_done + JOBS.c.lost_rounds < JOBS.c.round_asked
 
 
-class JobStore:
+class JobStore(EventLog):
     """The database of one coordinator. Several threads may use it.
 
     Every method raises :class:`DataError` where the database cannot be read or written, and
@@ -54,11 +49,8 @@ class JobStore:
 
     def __init__(self, database: Database, clock: Clock) -> None:
         """Over a database that is open; see :meth:`open`."""
-        self._database, self._clock = database, clock
+        super().__init__(database, clock)
         self._claim: claims.FileClaim | claims.SessionClaim | None = None
-        self._news, self._closed = Condition(), False
-        with database.read() as connection:
-            self._newest = _newest(connection)
 
     @classmethod
     def open(cls, place: str | Path, clock: Clock, lock_timeout: float = LOCK_TIMEOUT) -> JobStore:
@@ -87,12 +79,9 @@ class JobStore:
         self.close()
 
     def close(self) -> None:
-        """Wake who waits for events, give back the claim, let go of the database."""
-        with self._news:
-            self._closed = True
-            self._news.notify_all()
+        """Give back the claim, wake who waits for events, let go of the database."""
         self.release_claim()
-        self._database.close()
+        super().close()
 
     def claim(self, holder: str) -> None:
         """Become the one coordinator of this database, until closed or the process ends.
@@ -263,60 +252,6 @@ class JobStore:
             raise LocalProtocolError(refusal)
         return job_record(row)
 
-    def append_event(
-        self, job: str, kind: str, round_number: int = 0, partner: str = "", text: str = ""
-    ) -> int:
-        """Note what happened to a job.
-
-        Returns:
-            The event's sequence: larger than that of every event before.
-
-        Raises:
-            LocalProtocolError: there is no such job.
-        """
-        values = {"job": job, "kind": kind, "round": round_number, "partner": partner, "text": text}
-        statement = EVENTS.insert().values(**values, time=self._now())
-        with self._database.write() as connection:
-            self._database.lock(connection, Purpose.APPEND_EVENT)
-            connection.execute(statement)
-            sequence = _newest(connection)
-        with self._news:
-            self._newest = max(self._newest, sequence)
-            self._news.notify_all()
-        return sequence
-
-    def events(
-        self, job: str | None = None, after: int = 0, limit: int = 1000
-    ) -> tuple[EventRecord, ...]:
-        """What happened after the event ``after``, in order, to one job or to all.
-
-        Args:
-            job: the job's name; ``None`` for all.
-            after: the sequence of the last event known; 0 for none.
-            limit: at most so many.
-        """
-        query = sa.select(EVENTS).where(EVENTS.c.sequence > after)
-        if job is not None:
-            query = query.where(EVENTS.c.job == job)
-        with self._database.read() as connection:
-            rows = connection.execute(query.order_by(EVENTS.c.sequence).limit(limit))
-            return tuple(EventRecord(**row._mapping) for row in rows)
-
-    def wait_for_events(self, after: int, timeout: float) -> int:
-        """Wait until this process appends an event after ``after``, or closes the store.
-
-        Args:
-            after: the sequence that this method, or :meth:`append_event`, returned last.
-            timeout: at most so many seconds.
-
-        Returns:
-            The sequence of the newest event that is known: what to wait after next time, whether
-            or not it was of the job that one watches.
-        """
-        with self._news:
-            self._news.wait_for(lambda: self._closed or self._newest > after, timeout)
-            return self._newest
-
     def put_permit(self, job: str, partner: str, record: Record, signature: str) -> None:
         """Keep a partner's permit, in place of an earlier one for the same job.
 
@@ -383,13 +318,6 @@ class JobStore:
             row = connection.execute(sa.select(RELEASES).where(RELEASES.c.job == job)).one_or_none()
         return None if row is None else ReleaseRecord(**with_record(row))
 
-    def _now(self) -> str:
-        return utc(self._clock())
-
 
 def _unknown(job: str) -> SettingError:
     return SettingError(f"there is no job named {job[:64]!r}")
-
-
-def _newest(connection: sa.Connection) -> int:
-    return int(connection.scalar(sa.select(sa.func.max(EVENTS.c.sequence))) or 0)
