@@ -25,6 +25,8 @@ DOORS = {
     "sqlalchemy": {"store"},
     "safetensors": {"store"},
     "grpc": {"wire"},
+    "grpc_health": {"wire"},
+    "grpc_reflection": {"wire"},
     "google": {"wire"},
     "flwr": {"flower"},
     "ray": {"flower"},

@@ -1,0 +1,98 @@
+"""Who may call what: every call's certificate is looked up, and looked up again when asked to."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NoReturn
+
+import grpc  # type: ignore[import-untyped]
+
+from dovetail.crypto.certificates import pin_of
+from dovetail.errors import SettingError
+from dovetail.wire.peers import Directory, LinkEvent, OnLink, Peer, Role
+
+_logger = logging.getLogger(__name__)
+_WHAT = {"node": "attend", "analyst": "use Control", "operator": "use Control"}
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A call whose peer is known.
+
+    Attributes:
+        peer: who calls.
+        pin: of its certificate.
+        address: where it calls from.
+    """
+
+    peer: Peer
+    pin: str
+    address: str
+
+
+class Admission:
+    """The door that every call of our services goes through, on the wire's own thread."""
+
+    def __init__(self, directory: Directory, on_link: OnLink) -> None:
+        self._directory = directory
+        self._on_link = on_link
+        self._lasting: dict[object, tuple[Admitted, Callable[[str], None]]] = {}
+
+    async def admit(self, context: grpc.aio.ServicerContext, *roles: Role) -> Admitted:
+        """The peer that calls; aborts the call unless it is known and has one of the roles."""
+        address = str(context.peer())
+        pin = _pin(context)
+        peer = self._directory.peer(pin) if pin else None
+        if peer is None:
+            reason = "the certificate is not enrolled, or was revoked"
+            await self.refuse(context, None, grpc.StatusCode.PERMISSION_DENIED, reason)
+        if peer.role not in roles:
+            reason = f"{peer.role} {peer.name!r} may not {_WHAT[roles[0]]}"
+            await self.refuse(context, peer, grpc.StatusCode.PERMISSION_DENIED, reason)
+        return Admitted(peer, pin, address)
+
+    async def refuse(
+        self,
+        context: grpc.aio.ServicerContext,
+        peer: Peer | None,
+        code: grpc.StatusCode,
+        reason: str,
+    ) -> NoReturn:
+        """Ends a call that was not let in."""
+        self.tell(LinkEvent("refused", peer, str(context.peer()), reason))
+        await context.abort(code, reason)
+        raise AssertionError("abort raises")
+
+    @contextmanager
+    def lasting(self, admitted: Admitted, cut: Callable[[str], None]) -> Iterator[None]:
+        """While inside, ``cut`` is called with the reason once the peer is no longer admitted."""
+        key = object()
+        self._lasting[key] = (admitted, cut)
+        try:
+            yield
+        finally:
+            del self._lasting[key]
+
+    def recheck(self) -> None:
+        """Cuts every lasting call whose peer was revoked or is another one now."""
+        for admitted, cut in list(self._lasting.values()):
+            if self._directory.peer(admitted.pin) != admitted.peer:
+                cut("the certificate was revoked")
+
+    def tell(self, event: LinkEvent) -> None:
+        """Passes an event on; a listener that fails harms nobody else."""
+        try:
+            self._on_link(event)
+        except Exception:
+            _logger.exception("a listener for connections failed")
+
+
+def _pin(context: grpc.aio.ServicerContext) -> str:
+    certificates = context.auth_context().get("x509_pem_cert", [])
+    try:
+        return pin_of(certificates[0]) if certificates else ""
+    except SettingError:
+        return ""

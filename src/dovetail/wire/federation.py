@@ -1,0 +1,304 @@
+"""The Federation service: who attends, and what becomes of requests to them.
+
+Everything here runs on the wire's own thread but what is said to be safe elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import grpc  # type: ignore[import-untyped]
+
+from dovetail.errors import RemoteProtocolError, TransportError
+from dovetail.wire import envelope
+from dovetail.wire.admission import Admission, Admitted
+from dovetail.wire.answering import VERSION
+from dovetail.wire.asking import Asking, Ended
+from dovetail.wire.budget import Budget, Share
+from dovetail.wire.generated import federation_pb2 as pb
+from dovetail.wire.link import Link, Pace
+from dovetail.wire.payload import Payload
+from dovetail.wire.peers import Limits, LinkEvent, NodeLink, Peer
+from dovetail.wire.transfer import CHUNK
+
+SERVICE = "dovetail.v1.Federation"
+_BEAT = envelope.write(pb.ToNode(beat=pb.Beat()))
+_logger = logging.getLogger(__name__)
+
+
+class _Seat:
+    """What is kept of one node over its connections.
+
+    Attributes:
+        link: its connection now, if it has one.
+        leaving: when its exchanges fail, if it has none.
+    """
+
+    def __init__(self, peer: Peer, asking: Asking) -> None:
+        self.peer = peer
+        self.asking = asking
+        self.link: Link | None = None
+        self.leaving: asyncio.TimerHandle | None = None
+        self.address = ""
+        self.since = 0.0
+        self.clock_ahead = 0.0
+
+
+class Federation:
+    """All nodes that attend, or did a moment ago."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        welcome: Callable[[Peer], bytes],
+        limits: Limits,
+        pace: Pace,
+        clock: Callable[[], float] = time.time,
+        new_id: Callable[[], bytes] = lambda: os.urandom(envelope.ID_BYTES),
+    ) -> None:
+        """Nobody attends yet.
+
+        Args:
+            admission: who may.
+            welcome: the document that a node is welcomed with.
+            limits: what is taken.
+            pace: when a silent node is gone.
+            clock: seconds since 1970.
+            new_id: makes ids of exchanges, 16 random bytes.
+        """
+        self.budget = Budget(limits.inbound_bytes)
+        self._admission = admission
+        self._welcome = welcome
+        self._limits = limits
+        self._pace = pace
+        self._clock = clock
+        self._new_id = new_id
+        self._seats: dict[int, _Seat] = {}
+        self._present: dict[int, _Seat] = {}  # guarded by _changed
+        self._changed = threading.Condition()
+        self._changes = 0
+
+    # From any thread.
+
+    def nodes(self) -> Sequence[int]:
+        """Numbers of the nodes that are connected, in ascending order."""
+        with self._changed:
+            return sorted(self._present)
+
+    def links(self) -> list[NodeLink]:
+        """The connected nodes, by number."""
+        with self._changed:
+            seats = [self._present[number] for number in sorted(self._present)]
+        return [self._described(seat, seat.link) for seat in seats if seat.link]
+
+    @property
+    def changes(self) -> int:
+        """How often a node came, went, or said that something changed there."""
+        with self._changed:
+            return self._changes
+
+    def wait_for_change(self, timeout: float, seen: int | None) -> int:
+        """See :meth:`dovetail.wire.server.FederationServer.wait_for_change`."""
+        with self._changed:
+            before = self._changes if seen is None else seen
+            self._changed.wait_for(lambda: self._changes != before, timeout)
+            return self._changes
+
+    # On the wire's own thread.
+
+    def ask(self, node: int, request: Payload, ended: Ended) -> Callable[[], None]:
+        """Sends a request; returns what abandons it."""
+        seat = self._seats.get(node)
+        if seat is None:
+            refusal = "the node is not connected"
+        elif seat.asking.outstanding >= self._limits.exchanges_per_node:
+            refusal = "the node has too many requests to answer already"
+        elif len(request) > self._limits.max_message_bytes:
+            refusal = "the request is longer than allowed"
+        else:
+            name = self._new_id()
+            seat.asking.begin(name, request, ended)
+            return partial(seat.asking.abandon, name)
+        ended(TransportError(refusal), None)
+        return lambda: None
+
+    def release(self, share: Share) -> None:
+        """The answer that this share was for is no longer held."""
+        self.budget.release(share)
+
+    def announce(self) -> None:
+        """Sends every node its welcome again."""
+        for seat in self._seats.values():
+            if seat.link is not None:
+                welcome, document = self._welcome_to(seat.peer)
+                seat.asking.outbox.say(pb.ToNode(welcome=welcome), [document])
+
+    def close(self, reason: str) -> None:
+        """Ends all connections and exchanges."""
+        for seat in list(self._seats.values()):
+            self._dismiss(seat, reason)
+
+    async def attend(self, _: object, context: grpc.aio.ServicerContext) -> None:
+        """The RPC ``Attend``: one connection of one node."""
+        admitted = await self._admission.admit(context, "node")
+        stream = _ServerStream(context)
+        hello = await self._hello(stream, context, admitted)
+        seat = await self._take_seat(stream, context, admitted, hello)
+        link = seat.link
+        assert link is not None  # noqa: S101 - just taken
+        reason = "the connection was closed"
+        try:
+            with self._admission.lasting(admitted, partial(self._revoke, seat, link)):
+                reason = await link.carry(partial(self._hear, seat)) or reason
+            await link.say_last(envelope.write(pb.ToNode(farewell=pb.Farewell(reason=reason))))
+        except (TransportError, RemoteProtocolError) as error:
+            reason = str(error)
+            await link.say_last(envelope.write(pb.ToNode(farewell=pb.Farewell(reason=reason))))
+        finally:
+            self._stand_up(seat, link, reason)
+
+    async def _hello(
+        self, stream: _ServerStream, context: grpc.aio.ServicerContext, admitted: Admitted
+    ) -> pb.Hello:
+        try:
+            async with asyncio.timeout(self._pace.silence):
+                raw = await stream.read()
+            frame, _ = envelope.read(raw or b"", pb.FromNode)
+            hello = frame.hello
+            if frame.WhichOneof("frame") != "hello":
+                raise RemoteProtocolError("the node did not say hello")
+            if hello.version != VERSION:
+                raise RemoteProtocolError("the node speaks another version of the protocol")
+        except (RemoteProtocolError, TimeoutError) as error:
+            reason = str(error) or "the node did not say hello"
+            code = grpc.StatusCode.FAILED_PRECONDITION
+            await self._admission.refuse(context, admitted.peer, code, reason)
+        return hello
+
+    async def _take_seat(
+        self,
+        stream: _ServerStream,
+        context: grpc.aio.ServicerContext,
+        admitted: Admitted,
+        hello: pb.Hello,
+    ) -> _Seat:
+        peer = admitted.peer
+        seat = self._seats.get(peer.number)
+        if seat is not None and seat.peer != peer:
+            self._dismiss(seat, "another node has its number now")
+            seat = None
+        if seat is None and len(self._seats) >= self._limits.nodes:
+            code, reason = grpc.StatusCode.RESOURCE_EXHAUSTED, "too many nodes are connected"
+            await self._admission.refuse(context, peer, code, reason)
+        seat = seat or _Seat(peer, Asking(self.budget, self._limits.max_message_bytes))
+        try:
+            self._sit_down(seat, stream, admitted, hello)
+        except RemoteProtocolError as error:
+            code = grpc.StatusCode.FAILED_PRECONDITION
+            await self._admission.refuse(context, peer, code, str(error))
+        return seat
+
+    def _sit_down(
+        self, seat: _Seat, stream: _ServerStream, admitted: Admitted, hello: pb.Hello
+    ) -> None:
+        welcome, document = self._welcome_to(admitted.peer)
+        if seat.link is not None:
+            seat.link.end("another connection of the same node took its place")
+        seat.asking.resume(hello, welcome, document)
+        if seat.leaving is not None:
+            seat.leaving.cancel()
+            seat.leaving = None
+        seat.link = Link(stream, seat.asking.outbox, _BEAT, self._pace)
+        seat.address = admitted.address
+        seat.since = self._clock()
+        seat.clock_ahead = hello.clock - seat.since if math.isfinite(hello.clock) else math.inf
+        self._seats[admitted.peer.number] = seat
+        with self._changed:
+            self._present[admitted.peer.number] = seat
+        self._tell_change()
+        self._admission.tell(LinkEvent("connected", admitted.peer, admitted.address))
+
+    def _welcome_to(self, peer: Peer) -> tuple[pb.Welcome, bytes]:
+        document = self._welcome(peer)
+        welcome = pb.Welcome(clock=self._clock(), node=peer.number, beat=self._pace.beat)
+        return welcome, document
+
+    async def _hear(self, seat: _Seat, raw: bytes) -> None:
+        frame, data = envelope.read(raw, pb.FromNode)
+        if len(data) > CHUNK:
+            raise RemoteProtocolError("a frame is longer than allowed")
+        match frame.WhichOneof("frame"):
+            case "beat":
+                pass
+            case "nudge":
+                self._tell_change()
+            case _:
+                seat.asking.receive(frame, data)
+
+    def _revoke(self, seat: _Seat, link: Link, reason: str) -> None:
+        if seat.link is link:
+            self._dismiss(seat, reason)
+        link.end(reason)
+
+    def _dismiss(self, seat: _Seat, reason: str) -> None:
+        """The node is out, and need not come back."""
+        seat.asking.fail(reason)
+        if seat.link is not None:
+            seat.link.end(reason)
+        self._forget(seat)
+
+    def _stand_up(self, seat: _Seat, link: Link, reason: str) -> None:
+        """The connection is over; the node has a while to come back."""
+        self._admission.tell(LinkEvent("lost", seat.peer, seat.address, reason))
+        if seat.link is not link:
+            return
+        seat.link = None
+        seat.asking.suspend()
+        with self._changed:
+            if self._present.get(seat.peer.number) is seat:
+                del self._present[seat.peer.number]
+        self._tell_change()
+        if self._seats.get(seat.peer.number) is seat:
+            grace = self._limits.reconnect_grace
+            seat.leaving = asyncio.get_running_loop().call_later(grace, self._leave, seat)
+
+    def _leave(self, seat: _Seat) -> None:
+        seat.asking.fail("the node was lost and did not come back")
+        self._forget(seat)
+
+    def _forget(self, seat: _Seat) -> None:
+        if seat.leaving is not None:
+            seat.leaving.cancel()
+        if self._seats.get(seat.peer.number) is seat:
+            del self._seats[seat.peer.number]
+
+    def _tell_change(self) -> None:
+        with self._changed:
+            self._changes += 1
+            self._changed.notify_all()
+
+    def _described(self, seat: _Seat, link: Link) -> NodeLink:
+        heard = self._clock() - (time.monotonic() - link.heard)
+        peer = seat.peer
+        return NodeLink(peer.name, peer.number, seat.address, seat.since, heard, seat.clock_ahead)
+
+
+class _ServerStream:
+    """A node's stream, as :class:`~dovetail.wire.link.Stream`."""
+
+    def __init__(self, context: grpc.aio.ServicerContext) -> None:
+        self._context = context
+
+    async def read(self) -> bytes | None:
+        raw = await self._context.read()
+        return None if raw is grpc.aio.EOF else raw
+
+    async def write(self, frame: bytes) -> None:
+        await self._context.write(frame)

@@ -1,0 +1,159 @@
+"""Carries frames over one connection, both ways, until it ends; says nothing about what they mean.
+
+Both sides run this. Any frame is a sign of life; a side that has nothing to say sends a beat. The
+other side is gone when nothing came for ``silence`` seconds, and also when it took nothing for as
+long: a peer that sends beats and reads no more would else hold its exchanges for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dovetail.errors import TransportError
+from dovetail.wire.outbox import Outbox
+from dovetail.wire.transfer import CHUNK, GRAIN
+
+_QUICK, _SLOW = 0.1, 1.0
+"""Seconds that a chunk takes; beyond them the next one is twice or half as long."""
+_LAST_WORD = 1.0
+"""Seconds that a connection which was ended waits for its last frame to be taken."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """When a silent side is gone.
+
+    Attributes:
+        beat: seconds between two signs of life.
+        silence: seconds without any, after which the other side is gone.
+    """
+
+    beat: float = 4.0
+    silence: float = 12.0
+
+
+class Stream(Protocol):
+    """The two directions of one connection."""
+
+    async def read(self) -> bytes | None:
+        """The next frame; ``None`` once there will be no more."""
+        ...
+
+    async def write(self, frame: bytes) -> None:
+        """Sends a frame; returns when there is room for the next."""
+        ...
+
+
+class Link:
+    """One connection.
+
+    Attributes:
+        heard: when the last frame came, on ``time.monotonic``.
+    """
+
+    def __init__(self, stream: Stream, outbox: Outbox, beat: bytes, pace: Pace) -> None:
+        """Nothing is carried yet.
+
+        Args:
+            stream: what carries the frames.
+            outbox: what to send.
+            beat: a frame that says only that this side lives.
+            pace: when a silent side is gone.
+        """
+        self.heard = time.monotonic()
+        self.pace = pace
+        self._stream = stream
+        self._outbox = outbox
+        self._beat = beat
+        self._more = asyncio.Event()
+        self._beat_due = False
+        self._hearing = False
+        self._writing_since: float | None = None
+        self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        outbox.on_more = self._more.set
+
+    async def carry(self, hear: Callable[[bytes], Awaitable[None]]) -> str:
+        """Carries frames until one side ends the connection.
+
+        Args:
+            hear: told of each frame; the next is not read before it returns.
+
+        Returns:
+            The reason given to :meth:`end`; empty where the other side ended it.
+
+        Raises:
+            TransportError: the other side fell silent.
+        """
+        sides = (self._read(hear), self._write(), self._watch())
+        tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(side) for side in sides]
+        try:
+            await asyncio.wait([*tasks, self._ended], return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()
+            return self._ended.result() if self._ended.done() else ""
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def end(self, reason: str) -> None:
+        """Ends the connection from this side; the first reason counts."""
+        if not self._ended.done():
+            self._ended.set_result(reason)
+
+    async def say_last(self, frame: bytes) -> None:
+        """Sends a last frame once nothing is carried any more, if the other side takes it."""
+        with suppress(Exception):
+            async with asyncio.timeout(_LAST_WORD):
+                await self._stream.write(frame)
+
+    async def _read(self, hear: Callable[[bytes], Awaitable[None]]) -> None:
+        while (frame := await self._stream.read()) is not None and not self._ended.done():
+            self._hearing = True
+            await hear(frame)
+            self._hearing = False
+            self.heard = time.monotonic()
+
+    async def _write(self) -> None:
+        size = GRAIN
+        while not self._ended.done():  # a next connection may be using the outbox by then
+            self._more.clear()
+            frame = self._outbox.next(size) or self._due_beat()
+            if frame is None:
+                await self._more.wait()
+                continue
+            began = self._writing_since = time.monotonic()
+            await self._stream.write(frame)
+            self._writing_since = None
+            size = _paced(size, time.monotonic() - began)
+
+    def _due_beat(self) -> bytes | None:
+        due, self._beat_due = self._beat_due, False
+        return self._beat if due else None
+
+    async def _watch(self) -> None:
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(self.pace.beat)
+            now = time.monotonic()
+            if now - before > 2 * self.pace.beat:
+                continue  # this side itself stood still, and what came meanwhile is not read yet
+            silent = 0.0 if self._hearing else now - self.heard
+            stuck = 0.0 if self._writing_since is None else now - self._writing_since
+            if max(silent, stuck) > self.pace.silence:
+                raise TransportError("the other side has fallen silent")
+            self._beat_due = True
+            self._more.set()
+
+
+def _paced(size: int, seconds: float) -> int:
+    """Length of the next chunk: on a slow link chunks are short, so that signs of life come."""
+    if seconds < _QUICK:
+        return min(2 * size, CHUNK)
+    return max(size // 2 // GRAIN * GRAIN, GRAIN) if seconds > _SLOW else size
