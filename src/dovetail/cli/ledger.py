@@ -1,11 +1,14 @@
-"""``dovetail ledger``: verify a partner's ledger and show what it has spent."""
+"""``dovetail node ledger``: what this partner has spent, proved by its ledger's chain."""
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -16,85 +19,171 @@ from dovetail.cli.outcome import print_json
 
 if TYPE_CHECKING:
     from dovetail.agreement.ledger import Ledger
+    from dovetail.agreement.terms import Budget
+    from dovetail.store.ledger import LedgerStore
 
-EPILOG = (
-    "Example: [bold]dovetail ledger demo-output/ledgers/retailer.ledger --delta 1e-4[/bold]. Exit "
-    "code 1: the file is damaged, was tampered with, or is no ledger."
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Show, verify and export a partner's ledger: append-only, hash-chained, events and never "
+    "epsilons. ε is computed now, from the events that it holds.",
 )
 
+EPILOG = "Exit code 1: the file is damaged, was tampered with, or is no ledger."
 
-def ledger(
-    file: Annotated[
-        Path, typer.Argument(show_default=False, help="The ledger, a file of this partner's node.")
-    ],
-    delta: Annotated[
-        float, typer.Option(help="The δ at which to state ε: the one of the partners' budget.")
-    ] = 1e-5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON on stdout.")] = False,
-) -> None:
-    """Verify a ledger's chain of entries and show what was spent, by job and together.
+File = Annotated[
+    Path,
+    typer.Argument(show_default=False, help="The ledger: NAME.ledger beside node.toml."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print it as JSON on stdout.")]
+Delta = Annotated[
+    float | None,
+    typer.Option(
+        help="The δ at which to state ε. Default: the agreement's, where it lies beside the "
+        "ledger; else 1e-5.",
+        show_default=False,
+    ),
+]
 
-    ε is computed now, from the events that the ledger holds. Together it is less than the sum
-    over jobs.
+
+@app.command(
+    epilog="Example: [bold]dovetail node ledger show retailer/retailer.ledger[/bold]. " + EPILOG
+)
+def show(file: File, delta: Delta = None, as_json: Json = False) -> None:
+    """Show what was spent: by job, in this period, and in everything that ever left.
+
+    Together, jobs cost less than the sum of what each costs alone.
     """
-    from dovetail.agreement.terms import Budget
+    budget, limited = _budget(file, delta)
+    with _opened(file, budget) as (store, now):
+        known = store.refresh()
+        record = _record(known, budget, limited, now)
+    if as_json:
+        print_json(record)
+    else:
+        _show(record)
+
+
+@app.command(epilog=EPILOG)
+def verify(
+    file: File,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="A digest noted earlier, such as a permit's ledger_head: it must still be in the "
+            "chain, or entries were cut off its end.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Check every entry, the chain of digests, and that nothing was cut off."""
+    from dovetail.agreement.entry import GENESIS
+    from dovetail.errors import LedgerError
+
+    with _opened(file, _budget(file, None)[0]) as (store, _now):
+        digests = {entry.digest for entry in store.entries()} | {GENESIS}
+        length, newest = store.refresh().length, store.refresh().head
+    if head is not None and head not in digests:
+        raise LedgerError("this chain does not hold that digest: it was cut off, or is another one")
+    typer.echo(f"{length:,} entries, the chain is unbroken; the last one is {newest}")
+
+
+@app.command(
+    epilog="Example: [bold]dovetail node ledger export retailer.ledger > audit.json[/bold]"
+)
+def export(file: File) -> None:
+    """Print every entry as JSON, for an auditor: one list, oldest first."""
+    from dovetail.agreement import entry as entries
+
+    with _opened(file, _budget(file, None)[0]) as (store, _now):
+        listed = [{**entries.to_record(e), "digest": e.digest} for e in store.entries()]
+    typer.echo(json.dumps(listed, indent=1, ensure_ascii=False))
+
+
+@contextmanager
+def _opened(file: Path, budget: Budget) -> Iterator[tuple[LedgerStore, datetime]]:
     from dovetail.errors import LedgerError
     from dovetail.store.ledger import LedgerStore
 
     if not file.is_file():
         raise LedgerError(f"there is no ledger {str(file)!r}")
-    unlimited = Budget(sys.float_info.max, delta)  # nothing is decided here, only read
-    with LedgerStore(file, unlimited, lambda: datetime.now(UTC)) as store:
-        known = store.refresh()
-    if as_json:
-        print_json(_record(known, delta))
-    else:
-        _show(known, delta)
+    now = datetime.now(UTC)
+    with LedgerStore(file, budget, lambda: now) as store:
+        yield store, now
 
 
-def _record(known: Ledger, delta: float) -> dict[str, object]:
-    return {
+def _budget(file: Path, delta: float | None) -> tuple[Budget, bool]:
+    """The agreement's budget where it is known; else one that nothing is decided under."""
+    from dovetail.agreement.signing import chain_from_record
+    from dovetail.agreement.terms import Budget
+
+    agreement = file.parent / "agreement.json"
+    if delta is None and agreement.is_file():
+        chain = chain_from_record(json.loads(agreement.read_text(encoding="utf-8")))
+        if chain:
+            return chain[-1].terms.budget, True
+    return Budget(sys.float_info.max, delta or 1e-5), False
+
+
+def _record(known: Ledger, budget: Budget, limited: bool, now: datetime) -> dict[str, Any]:
+    record: dict[str, Any] = {
         "entries": known.length,
         "head": known.head,
-        "delta": delta,
-        "epsilon": known.epsilon(),
-        "jobs": [
-            {
-                "job": name,
-                "request_digest": job.request_digest,
-                "state": "closed" if job.cancelled else "open",
-                "rounds_begun": job.rounds_begun,
-                "rounds_committed": job.rounds_committed,
-                "steps_charged": job.charged,
-                "epsilon": known.epsilon_of({job.event: job.charged} if job.charged else {}, delta),
-            }
-            for name, job in known.spending_by_job().items()
-        ],
+        "delta": budget.delta,
+        "epsilon": known.epsilon(budget.delta),
+        "period": budget.period,
+        "epsilon_now": known.epsilon_in(now),
+    }
+    if limited:
+        record |= {"budget": budget.epsilon, "epsilon_left": known.remaining(now)}
+    jobs = known.spending_by_job().items()
+    return {**record, "jobs": [_job(known, name, job, budget.delta) for name, job in jobs]}
+
+
+def _job(known: Ledger, name: str, job: Any, delta: float) -> dict[str, Any]:
+    return {
+        "job": name,
+        "request_digest": job.request_digest,
+        "reserved_at": job.reserved_at,
+        "state": "closed" if job.cancelled else "open",
+        "rounds_begun": job.rounds_begun,
+        "rounds_committed": job.rounds_committed,
+        "steps_charged": job.charged,
+        "epsilon": known.epsilon_of({job.event: job.charged} if job.charged else {}, delta),
     }
 
 
-def _show(known: Ledger, delta: float) -> None:
-    table = Table(
-        title=f"What was spent, at δ = {delta:g}", title_justify="left", box=box.SIMPLE_HEAD
-    )
-    table.add_column("job")
-    table.add_column("state")
+def _show(record: dict[str, Any]) -> None:
+    delta = record["delta"]
+    title = f"What was spent, at δ = {delta:g}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("job", "reserved", "state"):
+        table.add_column(heading)
     for heading in ("rounds begun", "answered", "steps charged", "ε alone"):
         table.add_column(heading, justify="right")
-    for name, job in known.spending_by_job().items():
-        spent = known.epsilon_of({job.event: job.charged} if job.charged else {}, delta)
+    for job in record["jobs"]:
         table.add_row(
-            name,
-            "closed" if job.cancelled else "open",
-            str(job.rounds_begun),
-            str(job.rounds_committed),
-            str(job.charged),
-            f"{spent:.3f}",
+            job["job"],
+            job["reserved_at"][:16].replace("T", " "),
+            job["state"],
+            str(job["rounds_begun"]),
+            str(job["rounds_committed"]),
+            str(job["steps_charged"]),
+            f"{job['epsilon']:.3f}",
         )
-    console = Console()
+    console = Console(highlight=False)
     console.print(table)
+    console.print(_together(record))
     console.print(
-        f"Together ε = {known.epsilon():.3f}. {known.length} entries, the chain is unbroken; "
-        f"the last one is {known.head[:16]}….",
-        highlight=False,
+        f"{record['entries']} entries, the chain is unbroken; the last one is "
+        f"{record['head'][:16]}…."
     )
+
+
+def _together(record: dict[str, Any]) -> str:
+    ever = f"Together ε = {record['epsilon']:.3f} for everything that ever left."
+    if record["period"] != "never":
+        ever = f"{ever} In this {record['period']} ε = {record['epsilon_now']:.3f}."
+    if "budget" in record:
+        ever = f"{ever} Left: {record['epsilon_left']:.3f} of {record['budget']:g}."
+    return ever

@@ -58,7 +58,7 @@ class Parties:
             DataError: the folder cannot be written.
         """
         self._folder, self._keyring, self._terms = folder, keyring, terms
-        self._known: tuple[int, Mapping[str, EnrolmentRequest]] = (0, {})
+        self._known: tuple[object, Mapping[str, EnrolmentRequest]] = (None, {})
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -136,11 +136,11 @@ class Parties:
 
     def _by_pin(self) -> Mapping[str, EnrolmentRequest]:
         """All enrolled by the pin of their certificate; read anew when the folder changed."""
-        changed = self._folder.stat().st_mtime_ns
-        if self._known[0] != changed:
-            paths = sorted(self._folder.glob("*.request"))
+        paths = sorted(self._folder.glob("*.request"))
+        state = tuple((path.name, path.stat().st_mtime_ns) for path in paths)
+        if self._known[0] != state:
             requests = [request_from_record(_json(path)) for path in paths]
-            self._known = changed, {r.party.certificate: r for r in requests}
+            self._known = state, {r.party.certificate: r for r in requests}
         return self._known[1]
 
     def _agreed(self, party: Party) -> bool:

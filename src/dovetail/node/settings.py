@@ -3,7 +3,6 @@
 ::
 
     name = "retailer"                   # as the agreement names this partner
-    coordinator = "dovetail.example:7433"
 
     [source]
     files = "customers/*.parquet"       # one file, a glob or a folder, of Parquet or CSV
@@ -27,8 +26,9 @@
     memory_mb = 4000
     threads = 1
 
-Paths are relative to the file. Everything else lies beside it under fixed names: ``keys/``,
-``coordinator.pem``, ``agreement.json``, ``NAME.ledger``, ``arrays/``, ``desk/``, ``models/``.
+Paths are relative to the file. Everything else lies beside it under fixed names: ``keys/`` (with
+the coordinator's address), ``agreement.json``, ``NAME.ledger``, ``arrays/``, ``desk/`` and
+``models/``.
 """
 
 from __future__ import annotations
@@ -54,7 +54,6 @@ class NodeSettings:
 
     Attributes:
         name: whose node it is, by the name in the terms.
-        coordinator: address, ``host:port``.
         source: the partner's table, in the terms' column names.
         policy: the partner's own, stricter rules.
         limits: of one round of training.
@@ -62,7 +61,6 @@ class NodeSettings:
     """
 
     name: str
-    coordinator: str
     source: Source
     policy: NodePolicy
     limits: WorkerLimits
@@ -70,13 +68,8 @@ class NodeSettings:
 
     @property
     def keys(self) -> Path:
-        """Folder of this partner's keys."""
+        """Folder of this partner's keys, and of how it reaches the coordinator."""
         return self.folder / "keys"
-
-    @property
-    def coordinator_certificate(self) -> Path:
-        """The coordinator's certificate, from the invitation."""
-        return self.folder / "coordinator.pem"
 
     @property
     def agreement(self) -> Path:
@@ -122,11 +115,10 @@ def load_settings(path: Path) -> NodeSettings:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingError(f"{path.name}: is not TOML: {error}") from None
     optional = {name: record.pop(name, {}) for name in ("columns", "policy", "limits")}
-    fields = Fields(record, path.name, ("name", "coordinator", "source"))
+    fields = Fields(record, path.name, ("name", "source"))
     require_name(fields.text("name"))
     return NodeSettings(
         name=fields.text("name"),
-        coordinator=fields.text("coordinator"),
         source=_columns(
             optional["columns"],
             _source(fields.raw("source"), f"{path.name}: [source]", path.parent),

@@ -7,9 +7,12 @@ node and the commands of people meet here; a decision survives a restart of eith
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -60,6 +63,26 @@ class Desk:
                 (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise _unwritable(folder, error) from None
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The right of one process to serve this node, until it ends however it ends.
+
+        Raises:
+            SettingError: another process has it.
+            DataError: the folder cannot be written.
+        """
+        try:
+            file = os.open(self._folder / ".serving", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _unwritable(self._folder, error) from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise SettingError("another process serves this node already") from None
+        finally:
+            os.close(file)
 
     @property
     def paused(self) -> bool:

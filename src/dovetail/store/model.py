@@ -89,6 +89,19 @@ def save_received(folder: Path, record: object, arrays: Arrays) -> ModelCard:
     return card
 
 
+def save_fetched(folder: Path, record: object, content: bytes) -> ModelCard:
+    """Write a model whose arrays came as the bytes of a file, with its card.
+
+    Raises:
+        SettingError, DataError: as :func:`save_received`.
+    """
+    try:
+        arrays = safetensors.numpy.load(content)
+    except (SafetensorError, ValueError, KeyError, TypeError):
+        raise DataError("the model that came is damaged") from None
+    return save_received(folder, record, arrays)
+
+
 def load_model(folder: Path) -> tuple[dict[str, npt.NDArray[np.float32]], ModelCard]:
     """Read a model that :func:`save_model` wrote.
 

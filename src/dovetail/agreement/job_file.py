@@ -1,0 +1,101 @@
+"""A job in a TOML file, as an analyst writes it.
+
+::
+
+    job = "spring-coupons"
+    quorum = 2                          # optional: partners without which a round does not count
+    deadline = 600                      # optional: seconds that a partner has for a round
+
+    [task]
+    purpose = "coupon propensity"
+    features = ["spend", "region"]
+    ...                                 # every field of a training task, as in request.TrainingTask
+
+    [task.model]
+    family = "logistic"
+
+``noise_multiplier`` may be replaced by ``epsilon`` and ``delta``: then the least noise is taken
+with which the whole job stays within them.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from dovetail.agreement import request as requests
+from dovetail.agreement.record import require
+from dovetail.agreement.request import ModelSpec, Request, TrainingTask
+from dovetail.errors import SettingError
+from dovetail.privacy import accountant
+
+DEADLINE = 600.0
+
+
+@dataclass(frozen=True)
+class JobFile:
+    """A job and how it is to be run.
+
+    Attributes:
+        request: what is asked.
+        quorum: partners without which a round does not count; 0 for more than half.
+        deadline: seconds that a partner has for a round.
+    """
+
+    request: Request
+    quorum: int
+    deadline: float
+
+
+def read_job(path: Path) -> JobFile:
+    """The job in a TOML file.
+
+    Raises:
+        SettingError: the file cannot be read, or a field is missing, unknown, of another type or
+            out of range.
+        PrivacyError: no noise is enough for the ε that it names.
+    """
+    try:
+        record = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingError(f"{path.name}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingError(f"{path.name}: is not TOML: {error}") from None
+    quorum, deadline = record.pop("quorum", 0), record.pop("deadline", DEADLINE)
+    good = isinstance(quorum, int) and isinstance(deadline, int | float) and deadline > 0
+    require(good, f"{path.name}: quorum is a whole number, deadline a number of seconds")
+    task = record.get("task")
+    if isinstance(task, dict):
+        record["task"] = _completed(task)
+    try:
+        return JobFile(requests.from_record({"kind": "training", **record}), quorum, deadline)
+    except SettingError as error:
+        raise SettingError(f"{path.name}: {error}") from None
+
+
+def _completed(task: dict[str, Any]) -> dict[str, Any]:
+    """The task with what may be left out, and with the noise that its ε asks for."""
+    model = task.get("model")
+    filled = {**_defaults(TrainingTask), **task}
+    if isinstance(model, dict):
+        filled["model"] = {**_defaults(ModelSpec), **model}
+    if "epsilon" in filled and "delta" in filled and "noise_multiplier" not in filled:
+        filled["noise_multiplier"] = _noise(filled)
+    return filled
+
+
+def _defaults(kind: type[Any]) -> dict[str, Any]:
+    usual = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in usual.items()}
+
+
+def _noise(task: dict[str, Any]) -> float:
+    epsilon, delta = task.pop("epsilon"), task.pop("delta")
+    prob, rounds = task.get("sampling_prob"), task.get("rounds")
+    steps = task.get("local_steps")
+    numbers = all(isinstance(value, int | float) for value in (epsilon, delta, prob))
+    whole = isinstance(rounds, int) and isinstance(steps, int)
+    require(numbers and whole, "task: epsilon needs delta, sampling_prob and rounds as numbers")
+    return accountant.calibrate_noise_multiplier(epsilon, delta, float(prob or 0), rounds * steps)

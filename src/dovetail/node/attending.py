@@ -1,0 +1,109 @@
+"""A node at work: dials its coordinator, answers, and notices what its people decide."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+
+from dovetail.agreement.files import read_access
+from dovetail.agreement.terms import Terms
+from dovetail.crypto.keyring import Keyring
+from dovetail.errors import AgreementError, SettingError
+from dovetail.node.gate import Clock
+from dovetail.node.opening import OpenNode, load_trusted, save_trusted, utc_now
+from dovetail.node.session import Session
+from dovetail.node.settings import NodeSettings
+from dovetail.store.desk import Desk
+from dovetail.wire.attendance import Attendance
+from dovetail.wire.peers import Access
+
+LOOK_SECONDS = 0.5
+"""How often the node looks at its desk."""
+AGAIN_SECONDS = 30.0
+"""How long it waits before it tries again to open."""
+
+_logger = logging.getLogger(__name__)
+
+
+def access_of(settings: NodeSettings, keyring: Keyring) -> Access:
+    """How this node reaches its coordinator.
+
+    Raises:
+        SettingError: its folder of keys does not say.
+    """
+    kept = read_access(settings.keys)
+    return Access(kept.address, kept.certificate.encode(), keyring.certificate, keyring.tls_key)
+
+
+def attend(
+    settings: NodeSettings,
+    keyring: Keyring,
+    stop: threading.Event,
+    clock: Clock = utc_now,
+    *,
+    anew: bool = False,
+) -> None:
+    """Serves until told to stop; connects again whenever the connection is lost.
+
+    Args:
+        settings: the node's.
+        keyring: its keys.
+        stop: ends it.
+        clock: the time.
+        anew: read the table again although it was read before.
+
+    Raises:
+        SettingError: the keys are another party's, another process serves this node, or the
+            coordinator's address is missing.
+        AgreementError: the agreement kept here was tampered with.
+    """
+    if keyring.name != settings.name:
+        raise SettingError(f"the keys belong to {keyring.name!r}, not to {settings.name!r}")
+    desk, trusted = Desk(settings.desk), load_trusted(settings, keyring)
+    fresh = [anew]
+
+    def open_node(terms: Terms) -> OpenNode:
+        opened = OpenNode(settings, terms, keyring, clock=clock, anew=fresh[0])
+        fresh[0] = False
+        return opened
+
+    session = Session(trusted, partial(save_trusted, settings), open_node, desk, clock)
+    attendance = Attendance(access_of(settings, keyring), session.handle, _welcomed(session))
+    watcher = threading.Thread(target=_watch, args=(session, desk, attendance, stop), daemon=True)
+    with desk.alone():
+        watcher.start()
+        try:
+            if trusted.newest is not None:
+                session.prepare()
+            attendance.run(stop)
+        finally:
+            stop.set()
+            watcher.join()
+            session.shut()
+
+
+def _welcomed(session: Session) -> Callable[[bytes, float], None]:
+    def welcome(document: bytes, clock: float) -> None:
+        try:
+            session.welcome(document, datetime.fromtimestamp(clock, UTC))
+        except AgreementError as error:
+            _logger.error("refuses the agreement that was shown: %s", error)
+
+    return welcome
+
+
+def _watch(session: Session, desk: Desk, attendance: Attendance, stop: threading.Event) -> None:
+    """Tells the coordinator when a person decided, and tries again what could not open."""
+    known, waited = desk.state(), 0.0
+    while not stop.wait(LOOK_SECONDS):
+        state = desk.state()
+        if state != known:
+            known = state
+            attendance.nudge()
+        waited += LOOK_SECONDS
+        if session.problem is not None and waited >= AGAIN_SECONDS:
+            waited = 0.0
+            session.prepare()
