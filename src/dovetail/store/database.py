@@ -9,6 +9,7 @@ changes it, or holds :meth:`Database.lock`.
 from __future__ import annotations
 
 import sqlite3
+import ssl
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -170,10 +171,16 @@ def _sign(error: BaseException) -> str:
     """PostgreSQL's five-letter code of an error, or the text of another."""
     if isinstance(error, UnicodeError):
         return "malformed"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "certificate"
     if isinstance(error, OSError | struct.error):
         return "network error"
-    details = error.args[0] if error.args else ""
-    return f"[{details.get('C')}]".lower() if isinstance(details, dict) else str(error).lower()
+    interrupted = getattr(error.__context__, "__context__", None)
+    for each in (error, interrupted):  # pg8000 may fail to say goodbye to a server that refused it
+        details = each.args[0] if each is not None and each.args else ""
+        if isinstance(details, dict):
+            return f"[{details.get('C')}]".lower()
+    return str(error).lower()
 
 
 _NO_ANSWER = "does not answer; trying again is reasonable"
@@ -181,6 +188,7 @@ _FULL = "cannot be written: the disk is full"
 _DAMAGED = "is damaged; put back its newest copy"
 _HELD = "is held by another process; nothing was changed, and trying again is reasonable"
 _CONTRADICTS = "refuses what contradicts what it holds"
+_CERTIFICATE = "is at a server whose certificate is not the one that its URL asks for"
 _REFUSED = "refuses the user or the password that its URL gives"
 _REASONS: tuple[tuple[str, type[DovetailError], str], ...] = (
     ("constraint failed", LocalProtocolError, _CONTRADICTS),
@@ -199,6 +207,11 @@ _REASONS: tuple[tuple[str, type[DovetailError], str], ...] = (
     ("communication error", TransportError, _NO_ANSWER),
     ("create a connection", TransportError, _NO_ANSWER),
     ("connection is closed", TransportError, _NO_ANSWER),
+    (
+        "certificate",
+        SettingError,
+        "is at a server whose certificate is not the one that its URL asks for",
+    ),
     ("refuses ssl", SettingError, "does not speak TLS, and its URL asks for it"),
     ("[08", TransportError, _NO_ANSWER),
     ("[57", TransportError, _NO_ANSWER),

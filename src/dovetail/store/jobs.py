@@ -34,6 +34,8 @@ from dovetail.store.records import (
 from dovetail.store.tables import AGREEMENTS, JOBS, PERMITS, RELEASES
 
 RUNNING = "running"
+ENDED = ("released", "refused", "failed", "cancelled")
+"""States that a job does not leave."""
 _JOB_COLUMNS = [column for column in JOBS.c if column is not JOBS.c.number]
 _JOBS = sa.select(*_JOB_COLUMNS)
 _ROUND_OPEN = JOBS.c.rounds_done + JOBS.c.lost_rounds < JOBS.c.round_asked
@@ -258,7 +260,12 @@ class JobStore(EventLog):
         Raises:
             LocalProtocolError: there is no such job.
         """
-        values = {"record": as_text(record), "signature": signature, "time": self._now()}
+        values = {
+            "record": as_text(record),
+            "signature": signature,
+            "time": self._now(),
+            "settled": False,
+        }
         statement = self._database.insert(PERMITS).values(job=job, partner=partner, **values)
         statement = statement.on_conflict_do_update(index_elements=["job", "partner"], set_=values)
         with self._database.write() as connection:
@@ -270,6 +277,22 @@ class JobStore(EventLog):
         with self._database.read() as connection:
             rows = [with_record(row) for row in connection.execute(query)]
         return {row["partner"]: PermitRecord(**row) for row in rows}
+
+    def settle_permit(self, job: str, partner: str) -> None:
+        """Note that a partner knows that a job ended; nothing where it never permitted it."""
+        this_one = sa.and_(PERMITS.c.job == job, PERMITS.c.partner == partner)
+        with self._database.write() as connection:
+            connection.execute(PERMITS.update().where(this_one).values(settled=True))
+
+    def unsettled(self) -> dict[str, tuple[str, ...]]:
+        """The partners that permitted a job and do not know that it ended, by ended job."""
+        query = sa.select(PERMITS.c.job, PERMITS.c.partner).join(JOBS)
+        query = query.where(JOBS.c.state.in_(ENDED), sa.not_(PERMITS.c.settled))
+        found: dict[str, tuple[str, ...]] = {}
+        with self._database.read() as connection:
+            for job, partner in connection.execute(query.order_by(JOBS.c.number, "partner")):
+                found[job] = (*found.get(job, ()), partner)
+        return found
 
     def put_agreement(self, version: int, signed: Record) -> None:
         """Keep the next version of the agreement, signed; the same again changes nothing.

@@ -93,13 +93,23 @@ class EventRecord:
 
 @dataclass(frozen=True)
 class PermitRecord:
-    """A partner's permit for a job, as its node signed it at ``time`` (ours; ISO 8601, UTC)."""
+    """A partner's permit for a job.
+
+    Attributes:
+        job: for which job.
+        partner: whose.
+        record: the permit, as a JSON record.
+        signature: of the partner's node.
+        time: when it was kept; ISO 8601, UTC.
+        settled: whether the partner knows that the job ended.
+    """
 
     job: str
     partner: str
     record: Record
     signature: str
     time: str
+    settled: bool
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,7 @@ PERMITS = sa.Table(
     sa.Column("record", Words, nullable=False),
     sa.Column("signature", Words, nullable=False),
     sa.Column("time", Words, nullable=False),
+    sa.Column("settled", sa.Boolean, nullable=False),
 )
 AGREEMENTS = sa.Table(
     "agreements",

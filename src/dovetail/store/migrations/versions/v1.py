@@ -33,6 +33,7 @@ def upgrade() -> None:
             for name in ("checkpoint", "reason", "owner", "created", "updated")
         ),
         sa.CheckConstraint("rounds_done + lost_rounds IN (round_asked, round_asked - 1)"),
+        sa.CheckConstraint("rounds_done >= 0 AND lost_rounds >= 0"),
         sa.CheckConstraint("checkpoint_round BETWEEN rounds_done AND round_asked"),
         sqlite_autoincrement=True,
     )
@@ -55,6 +56,7 @@ def upgrade() -> None:
         sa.Column("record", sa.Text, nullable=False),
         sa.Column("signature", sa.Text, nullable=False),
         sa.Column("time", sa.Text, nullable=False),
+        sa.Column("settled", sa.Boolean, nullable=False),
     )
     op.create_table(
         "agreements",
