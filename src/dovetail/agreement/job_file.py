@@ -93,9 +93,9 @@ def _defaults(kind: type[Any]) -> dict[str, Any]:
 
 def _noise(task: dict[str, Any]) -> float:
     epsilon, delta = task.pop("epsilon"), task.pop("delta")
-    prob, rounds = task.get("sampling_prob"), task.get("rounds")
-    steps = task.get("local_steps")
+    prob, rounds, local_steps = (task.get(n) for n in ("sampling_prob", "rounds", "local_steps"))
     numbers = all(isinstance(value, int | float) for value in (epsilon, delta, prob))
-    whole = isinstance(rounds, int) and isinstance(steps, int)
-    require(numbers and whole, "task: epsilon needs delta, sampling_prob and rounds as numbers")
-    return accountant.calibrate_noise_multiplier(epsilon, delta, float(prob or 0), rounds * steps)
+    if not (numbers and isinstance(rounds, int) and isinstance(local_steps, int)):
+        raise SettingError("task: epsilon needs delta, sampling_prob and rounds as numbers")
+    steps = rounds * local_steps
+    return accountant.calibrate_noise_multiplier(epsilon, delta, float(prob or 0), steps)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dovetail import __version__
-from dovetail.cli import check, demo, ledger, simulate
+from dovetail.cli import agreement, check, coordinator, demo, job, keys, node, simulate
 from dovetail.cli.outcome import Commands
 
 app = typer.Typer(
@@ -49,4 +49,8 @@ def _paragraphs(command: Callable[..., None]) -> str:
 app.command(help=_paragraphs(simulate.simulate), epilog=simulate.EPILOG)(simulate.simulate)
 app.command(help=_paragraphs(check.check), epilog=check.EPILOG)(check.check)
 app.command(help=_paragraphs(demo.demo), epilog=demo.EPILOG)(demo.demo)
-app.command(help=_paragraphs(ledger.ledger), epilog=ledger.EPILOG)(ledger.ledger)
+app.add_typer(agreement.app, name="agreement")
+app.add_typer(keys.app, name="keys")
+app.add_typer(coordinator.app, name="coordinator")
+app.add_typer(node.app, name="node")
+app.add_typer(job.app, name="job")

@@ -144,7 +144,8 @@ class Desk:
         read = Fields(self._read(path), path.name, tuple(Decided.__dataclass_fields__))
         if read.text("request_digest") != requests.digest(request):
             return None
-        return read.choice("decision", get_args(Decision))
+        decision: Decision = read.choice("decision", get_args(Decision))
+        return decision
 
     def state(self) -> tuple[bool, tuple[tuple[str, int], ...]]:
         """Something that differs whenever a person paused, resumed or decided."""

@@ -71,6 +71,7 @@ class Admission:
         """While inside, ``cut`` is called with the reason once the peer is no longer admitted."""
         key = object()
         self._lasting[key] = (admitted, cut)
+        self._check(admitted, cut)  # it may have been revoked since it was admitted
         try:
             yield
         finally:
@@ -79,8 +80,11 @@ class Admission:
     def recheck(self) -> None:
         """Cuts every lasting call whose peer was revoked or is another one now."""
         for admitted, cut in list(self._lasting.values()):
-            if self._directory.peer(admitted.pin) != admitted.peer:
-                cut("the certificate was revoked")
+            self._check(admitted, cut)
+
+    def _check(self, admitted: Admitted, cut: Callable[[str], None]) -> None:
+        if self._directory.peer(admitted.pin) != admitted.peer:
+            cut("the certificate was revoked")
 
     def tell(self, event: LinkEvent) -> None:
         """Passes an event on; a listener that fails harms nobody else."""

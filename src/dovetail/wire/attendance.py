@@ -22,7 +22,7 @@ from dovetail.wire.answering import Answering
 from dovetail.wire.channel import Received
 from dovetail.wire.generated import federation_pb2 as pb
 from dovetail.wire.link import Link, Pace
-from dovetail.wire.peers import Access, Limits
+from dovetail.wire.peers import DOCUMENT_BYTES, Access
 from dovetail.wire.status import transport_error
 from dovetail.wire.tls import channel_credentials, client_options
 
@@ -149,7 +149,7 @@ class Attendance:
         """One connection, from beginning to end; returns why it ended."""
         self._farewell = ""
         credentials = channel_credentials(self._access)
-        options = client_options(Limits().document_bytes)
+        options = client_options(DOCUMENT_BYTES)
         try:
             async with grpc.aio.secure_channel(self._access.address, credentials, options) as line:
                 call = line.stream_stream(_METHOD)()

@@ -16,7 +16,7 @@ from dovetail.errors import (
 )
 from dovetail.wire.control_service import METHODS, SERVICE
 from dovetail.wire.document import ERROR_KEY, read_document, read_piece, write_document
-from dovetail.wire.peers import Access, Limits, Record
+from dovetail.wire.peers import DOCUMENT_BYTES, Access, Record
 from dovetail.wire.status import transport_error
 from dovetail.wire.tls import channel_credentials, client_options
 
@@ -38,10 +38,9 @@ class ControlClient:
             access: how to reach the coordinator.
             timeout: most seconds that a call may take; watching and fetching take any time.
         """
-        self._limit = Limits().document_bytes
         self._timeout = timeout
         self._channel = grpc.secure_channel(
-            access.address, channel_credentials(access), client_options(self._limit)
+            access.address, channel_credentials(access), client_options(DOCUMENT_BYTES)
         )
 
     def call(self, method: str, record: Record) -> Record:
@@ -50,21 +49,21 @@ class ControlClient:
             raise LocalProtocolError(f"Control has no method {method!r}")
         ask = self._channel.unary_unary(f"/{SERVICE}/{method}")
         try:
-            raw = ask(write_document(record, self._limit), timeout=self._timeout)
+            raw = ask(write_document(record, DOCUMENT_BYTES), timeout=self._timeout)
         except grpc.RpcError as error:
             _raise(error)
-        return read_document(raw, self._limit)
+        return read_document(raw, DOCUMENT_BYTES)
 
     def watch(self, record: Record) -> Iterator[Record]:
         """Events as they happen; whoever closes the iterator wants no more."""
         for raw in self._stream("Watch", record):
-            yield read_document(raw, self._limit)
+            yield read_document(raw, DOCUMENT_BYTES)
 
     def fetch(self, record: Record, sink: Callable[[bytes], None]) -> Record:
         """Fetches a file; returns what it is after all its bytes went to ``sink``, in order."""
         described: Record | None = None
         for raw in self._stream("Fetch", record):
-            piece = read_piece(raw, self._limit)
+            piece = read_piece(raw, DOCUMENT_BYTES)
             if isinstance(piece, dict) != (described is None):
                 raise RemoteProtocolError("the pieces of a file came out of order")
             if isinstance(piece, dict):
@@ -92,7 +91,7 @@ class ControlClient:
 
     def _stream(self, method: str, record: Record) -> Iterator[bytes]:
         call = self._channel.unary_stream(f"/{SERVICE}/{method}")(
-            write_document(record, self._limit)
+            write_document(record, DOCUMENT_BYTES)
         )
         try:
             yield from call

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NoReturn
 
@@ -27,6 +27,8 @@ Source = Callable[[Admitted, threading.Event], Iterator[bytes]]
 """Makes the messages of a stream; is run in a thread, and ends soon after the event."""
 
 _THREADS = 8
+_LOOK_UP = 0.5
+"""Seconds after which a stream that its reader does not take looks whether it was cut."""
 _logger = logging.getLogger(__name__)
 
 
@@ -138,7 +140,19 @@ def _pump(
     for raw in source(admitted, cancelled):
         if cancelled.is_set():
             return
-        asyncio.run_coroutine_threadsafe(context.write(raw), loop).result()
+        writing = asyncio.run_coroutine_threadsafe(context.write(raw), loop)
+        while not _taken(writing):
+            if cancelled.is_set():
+                writing.cancel()
+                return
+
+
+def _taken(writing: Future[None]) -> bool:
+    try:
+        writing.result(_LOOK_UP)
+    except TimeoutError:
+        return False
+    return True
 
 
 async def _fail(context: grpc.aio.ServicerContext, error: BaseException) -> NoReturn:

@@ -164,6 +164,12 @@ class Federation:
         finally:
             self._stand_up(seat, link, reason)
 
+    async def look(self, _: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        """The RPC ``Look``: the welcome, without attending."""
+        admitted = await self._admission.admit(context, "node")
+        welcome, document = self._welcome_to(admitted.peer)
+        return envelope.write(pb.ToNode(welcome=welcome), [document])
+
     async def _hello(
         self, stream: _ServerStream, context: grpc.aio.ServicerContext, admitted: Admitted
     ) -> pb.Hello:

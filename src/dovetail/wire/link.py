@@ -8,6 +8,7 @@ long: a peer that sends beats and reads no more would else hold its exchanges fo
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -138,18 +139,24 @@ class Link:
         return self._beat if due else None
 
     async def _watch(self) -> None:
+        beat_at = time.monotonic() + self.pace.beat
         while True:
-            before = time.monotonic()
-            await asyncio.sleep(self.pace.beat)
+            wake_at = min(beat_at, self._gone_at())
+            await asyncio.sleep(max(wake_at - time.monotonic(), 0.0))
             now = time.monotonic()
-            if now - before > 2 * self.pace.beat:
-                continue  # this side itself stood still, and what came meanwhile is not read yet
-            silent = 0.0 if self._hearing else now - self.heard
-            stuck = 0.0 if self._writing_since is None else now - self._writing_since
-            if max(silent, stuck) > self.pace.silence:
+            if now >= beat_at:
+                beat_at = now + self.pace.beat
+                self._beat_due = True
+                self._more.set()
+            if now - wake_at > self.pace.beat:  # this side stood still: what came is not read yet
+                self.heard = now
+            if now >= self._gone_at():
                 raise TransportError("the other side has fallen silent")
-            self._beat_due = True
-            self._more.set()
+
+    def _gone_at(self) -> float:
+        """When, with no further sign of life, the other side is gone."""
+        heard = time.monotonic() if self._hearing else self.heard
+        return min(heard, self._writing_since or math.inf) + self.pace.silence
 
 
 def _paced(size: int, seconds: float) -> int:

@@ -13,6 +13,8 @@ Role = Literal["node", "analyst", "operator"]
 """What a peer may do: attend; or ask things of the coordinator, as an analyst or as its owner."""
 Record = dict[str, Any]
 """A JSON object."""
+DOCUMENT_BYTES = 8 << 20
+"""Longest document, unless the coordinator has another limit."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class Limits:
     inbound_bytes: int = 128 << 20
     nodes: int = 1000
     exchanges_per_node: int = 16
-    document_bytes: int = 8 << 20
+    document_bytes: int = DOCUMENT_BYTES
     calls: int = 64
     streams: int = 64
     reconnect_grace: float = 20.0

@@ -128,7 +128,8 @@ class FederationServer:
         self._grace = grace
         if self._stopping is not None:
             self._on_wire(self._stopping.set)
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def nodes(self) -> Sequence[int]:
         """The nodes that are connected, in ascending order."""
@@ -257,10 +258,11 @@ class FederationServer:
 
     def _register(self, server: grpc.aio.Server) -> health.aio.HealthServicer:
         attend = grpc.stream_stream_rpc_method_handler(self._federation.attend)
+        look = grpc.unary_unary_rpc_method_handler(self._federation.look)
         generic = grpc.method_handlers_generic_handler
         server.add_generic_rpc_handlers(
             (
-                generic(federation.SERVICE, {"Attend": attend}),
+                generic(federation.SERVICE, {"Attend": attend, "Look": look}),
                 generic(control_service.SERVICE, self._control.handlers()),
             )
         )

@@ -20,6 +20,8 @@ _SERVER = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.so_reuseport", 0),  # a second coordinator at the same address is an error
     ("grpc.max_concurrent_streams", 64),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 600_000),
 )
 _CLIENT = (("grpc.use_local_subchannel_pool", 1),)
 
@@ -49,7 +51,7 @@ def server_credentials(identity: Identity, directory: Directory) -> grpc.ServerC
         return grpc.ssl_server_certificate_configuration([pair], directory.certificates())
 
     return grpc.dynamic_ssl_server_credentials(
-        configuration(), lambda: configuration(), require_client_authentication=True
+        configuration(), configuration, require_client_authentication=True
     )
 
 
