@@ -12,9 +12,16 @@ from opacus.accountants import RDPAccountant as OpacusRdp
 from scipy import optimize, stats
 
 from dovetail.errors import PrivacyError
-from dovetail.privacy import accountant
-from dovetail.privacy.accountant import calibrate_noise_multiplier, epsilon, epsilon_rdp
+from dovetail.privacy import accountant, pld
+from dovetail.privacy.accountant import (
+    Accountant,
+    calibrate_noise_multiplier,
+    epsilon,
+    epsilon_rdp,
+    fits,
+)
 from dovetail.privacy.event import Event, Gaussian, SampledGaussian, Spending
+from dovetail.privacy.history import history_of
 
 DELTA = 1e-5
 HISTORIES = [(1.0, 0.01, 500), (2.0, 0.1, 300), (0.7, 0.05, 40), (4.0, 0.3, 200)]
@@ -128,13 +135,13 @@ class TestPld(AccountantContract):
         self, multiplier: float, prob: float, count: int
     ) -> None:
         ours = self.cost(_steps(multiplier, prob, count))
-        history = accountant._history(_steps(multiplier, prob, count))
+        history = history_of(_steps(multiplier, prob, count))
         if epsilon_rdp(_steps(multiplier, prob, count), DELTA) > accountant.LARGEST_EXACT_EPSILON:
             pytest.skip("RDP bound by intention")
         finer = privacy_loss_distribution.from_gaussian_mechanism(
             multiplier,
             sampling_prob=prob,
-            value_discretization_interval=accountant._cell(history, DELTA) / 4,
+            value_discretization_interval=pld.cell_for(history, DELTA) / 4,
         )
         reference = finer.self_compose(count).get_epsilon_for_delta(DELTA)
         assert reference - 1e-9 <= ours <= reference + max(1.5e-3 * reference, 3e-4)
@@ -146,9 +153,14 @@ class TestPld(AccountantContract):
 
     @given(MULTIPLIERS, PROBS, STEPS)
     @settings(max_examples=12, deadline=None)
-    def test_is_never_looser_than_rdp(self, multiplier: float, prob: float, count: int) -> None:
+    def test_distributions_alone_are_no_looser_than_rdp(
+        self, multiplier: float, prob: float, count: int
+    ) -> None:
         spending = _steps(multiplier, prob, count)
-        assert self.cost(spending) <= epsilon_rdp(spending, DELTA) * 1.002 + 1e-3
+        history = history_of(spending)
+        found = pld.composed(history, pld.cell_for(history, DELTA)).get_epsilon_for_delta(DELTA)
+        assert found <= epsilon_rdp(spending, DELTA) * 1.002 + 1e-3
+        assert self.cost(spending) == min(max(found, 0), epsilon_rdp(spending, DELTA))
 
 
 class TestRdp(AccountantContract):
@@ -183,6 +195,71 @@ def test_more_steps_more_sampling_less_noise_and_less_delta_cost_more(
     assert base <= cost(_steps(multiplier, min(1.0, 2 * prob), count), DELTA)
     assert base <= cost(_steps(multiplier / 1.2, prob, count), DELTA)
     assert base <= cost(_steps(multiplier, prob, count), DELTA / 10)
+
+
+KINDS: list[Event] = [
+    SampledGaussian(0.02, 1.0, 1.5),
+    SampledGaussian(0.1, 1.0, 4.0),
+    SampledGaussian(0.02, 2.0, 3.0),  # costs what the first does
+    SampledGaussian(1.0, 1.0, 40.0),
+    Gaussian(1.0, 30.0),
+]
+SPENDINGS = st.dictionaries(st.sampled_from(KINDS), st.integers(0, 60), max_size=4)
+
+
+class TestFits:
+    @given(SPENDINGS, st.floats(0.5, 1.5))
+    @settings(max_examples=40, deadline=None)
+    def test_it_says_what_the_cost_says(self, spending: Spending, share: float) -> None:
+        cost = epsilon(spending, DELTA)
+        assert fits(spending, DELTA, cost * share) == (cost <= cost * share)
+
+    @given(SPENDINGS, SPENDINGS, st.floats(0.5, 1.5))
+    @settings(max_examples=40, deadline=None)
+    def test_on_top_of_what_was_spent_as_well(
+        self, spending: Spending, more: Spending, share: float
+    ) -> None:
+        together = {k: spending.get(k, 0) + more.get(k, 0) for k in {**spending, **more}}
+        cost = epsilon(together, DELTA)
+        for budget in (cost, cost * share):
+            assert Accountant().fits(spending, more, DELTA, budget) == (cost <= budget)
+
+    @given(st.lists(SPENDINGS, min_size=2, max_size=6), st.floats(0.3, 3.0))
+    @settings(max_examples=25, deadline=None)
+    def test_what_one_accountant_lets_through_never_exceeds_a_budget(
+        self, asked: list[Spending], budget: float
+    ) -> None:
+        grown, spent = Accountant(), dict.fromkeys(KINDS, 0)
+        for more in asked:
+            before = epsilon_rdp(spent, DELTA)
+            after = {kind: spent[kind] + more.get(kind, 0) for kind in KINDS}
+            let = grown.fits(spent, more, DELTA, budget)
+            assert let == fits(after, DELTA, budget)
+            assert let or before <= epsilon_rdp(after, DELTA)
+            spent = after if let else spent
+            assert epsilon(spent, DELTA) <= budget
+            assert grown.epsilon(spent, DELTA) == pytest.approx(epsilon(spent, DELTA), rel=1e-9)
+
+    @pytest.mark.parametrize("budget", [math.nan, -1.0, -math.inf])
+    def test_a_budget_that_is_none_lets_nothing_through(self, budget: float) -> None:
+        assert not fits({}, DELTA, budget)
+        assert not Accountant().fits({}, {}, DELTA, budget)
+        assert not Accountant().fits(_steps(1.0, 0.1, 1), _steps(1.0, 0.1, 1), DELTA, budget)
+
+    def test_beyond_what_is_computed_exactly_the_bound_decides(self) -> None:
+        dear = _steps(0.5, 0.5, 1_000)
+        cost = epsilon(dear, DELTA)
+        assert cost > accountant.LARGEST_EXACT_EPSILON
+        for budget, enough in ((cost, True), (cost * 0.999, False)):
+            assert fits(dear, DELTA, budget) == enough
+            assert Accountant().fits({}, dear, DELTA, budget) == enough
+
+    @pytest.mark.parametrize("delta", [0.0, 1.0, math.nan])
+    def test_delta_outside_its_range_is_refused(self, delta: float) -> None:
+        with pytest.raises(PrivacyError, match="delta"):
+            fits({}, delta, 1.0)
+        with pytest.raises(PrivacyError, match="delta"):
+            Accountant().fits({}, {}, delta, 1.0)
 
 
 class TestCalibration:
