@@ -42,6 +42,8 @@ from dovetail.wire.tls import server_credentials, server_options
 
 _SPARE_CALLS = 100
 """Calls that may be in progress beside those with limits of their own: health, reflection."""
+_LOOK_UP = 1.0
+"""Seconds after which a thread that waits for answers looks whether any can still come."""
 _STOPPING = "the coordinator is stopping"
 _logger = logging.getLogger(__name__)
 
@@ -179,20 +181,24 @@ class FederationServer:
         collection = _Collection()
         waiting = set(requests)
         last: _Outcome | None = None
-        if not self._on_wire(self._begin, collection, requests):
-            end = 0.0
+        self._on_wire(self._begin, collection, requests)
         del requests
         try:
-            while waiting and (left := end - time.monotonic()) > 0:
-                with suppress(queue.Empty):
-                    last = collection.outcomes.get(timeout=min(left, threading.TIMEOUT_MAX))
-                    waiting.remove(last.node)
-                    yield last.node, last.take()
-                    self._on_wire(self._release, last)
+            while waiting and (last := self._next(collection, end)):
+                waiting.remove(last.node)
+                yield last.node, last.take()
+                self._on_wire(self._release, last)
         finally:
             self._on_wire(self._finish, collection, last)
         for node in sorted(waiting):
-            yield node, late()
+            yield node, late() if self._thread.is_alive() else TransportError(_STOPPING)
+
+    def _next(self, collection: _Collection, end: float) -> _Outcome | None:
+        """The next outcome; ``None`` where none came in time, or none can come any more."""
+        while self._thread.is_alive() and (left := end - time.monotonic()) > 0:
+            with suppress(queue.Empty):
+                return collection.outcomes.get(timeout=min(left, _LOOK_UP))
+        return None
 
     def _begin(self, collection: _Collection, requests: dict[int, Payload]) -> None:
         for node, request in requests.items():
@@ -216,13 +222,12 @@ class FederationServer:
             while True:
                 self._release(collection.outcomes.get_nowait())
 
-    def _on_wire(self, function: Callable[..., None], *args: object) -> bool:
-        """Runs a function on the wire's thread, soon; says whether there is one."""
-        with suppress(RuntimeError):  # the loop is closed
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(function, *args)
-                return True
-        return False
+    def _on_wire(self, function: Callable[..., None], *args: object) -> None:
+        """Runs a function on the wire's thread, soon, if there is one."""
+        loop = self._loop
+        with suppress(RuntimeError):  # it has just been closed
+            if loop is not None:
+                loop.call_soon_threadsafe(function, *args)
 
     def _run(self) -> None:
         try:
