@@ -123,6 +123,11 @@ def answered(answers: Answers, parties: Parties) -> str:
     return tomlkit.dumps(document)
 
 
+def as_toml(terms: Terms) -> str:
+    """Terms as the file that :func:`~dovetail.agreement.files.load_terms` reads, all in one."""
+    return tomlkit.dumps(agreed.to_record(terms))
+
+
 def safe_delta(partners: Iterable[PartnerAnswer]) -> float:
     """A δ to propose: a power of ten, at most a tenth of one in the smallest partner's customers.
 

@@ -44,6 +44,14 @@ def demo(
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, help="Runs of everything, for the standard errors.")
     ] = 3,
+    processes: Annotated[
+        bool,
+        typer.Option(
+            "--processes",
+            help="Run the headline job between four processes over mutual TLS: a coordinator and "
+            "three nodes, each with keys and a folder of its own below the output.",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON on stdout.")
     ] = False,
@@ -70,6 +78,7 @@ def demo(
                 epsilons=epsilons,
                 seeds=seeds,
                 watch=watch,
+                processes=processes,
             )
     except KeyboardInterrupt:
         complain("stopped; finished runs are kept: give the same command again to go on")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from dovetail.errors import SettingError
@@ -35,15 +36,29 @@ files = "customers.csv"               # a file, a glob or a folder, of Parquet o
 """
 
 
+def write_settings(path: Path, name: str, files: Path, further: str = "") -> None:
+    """Writes a node.toml for a table in files; ``further`` holds other tables of it, as TOML.
+
+    Raises:
+        SettingError: there is one already, or it cannot be written.
+    """
+    source = json.dumps(str(files.absolute()))  # a TOML string too
+    _write(path, f'name = "{name}"\n\n[source]\nfiles = {source}\n{further}')
+
+
 def write_template(path: Path, name: str) -> None:
     """Writes a node.toml that names this partner and explains every key.
 
     Raises:
         SettingError: there is one already, or it cannot be written.
     """
+    _write(path, _TEXT.format(name=name))
+
+
+def _write(path: Path, text: str) -> None:
     try:
         with path.open("x", encoding="utf-8") as file:
-            file.write(_TEXT.format(name=name))
+            file.write(text)
     except FileExistsError:
         raise SettingError(f"{path}: there is a node already") from None
     except OSError as error:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dovetail.agreement.request import Request, TrainingTask
 from dovetail.agreement.party import Partner, rounded
+from dovetail.agreement.request import Request, TrainingTask
 from dovetail.agreement.terms import Budget, Terms
 from dovetail.coordinator.round import calibrated
 from dovetail.schema import Schema
@@ -173,7 +173,9 @@ def _parties(
 def _imaginary_company(partners: tuple[Partner, ...], customers: int) -> Partner:
     first = min(partner.first_day for partner in partners)
     last = max(partner.last_day for partner in partners)
-    return identities.partner(ALL, "one company that holds all rows", rounded(customers), first, last)
+    return identities.partner(
+        ALL, "one company that holds all rows", rounded(customers), first, last
+    )
 
 
 def _train_without_privacy(cell: Cell, study: Study, ground: Ground) -> Arrays:

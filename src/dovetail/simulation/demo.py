@@ -8,20 +8,24 @@ card and a report.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
+from dovetail.agreement.entry import Entry
 from dovetail.agreement.record import require
 from dovetail.agreement.request import ModelSpec, Request
+from dovetail.agreement.terms import Terms
 from dovetail.coordinator.progress import JobEvent
 from dovetail.data.source import run_query
 from dovetail.errors import DataError
 from dovetail.simulation import complete_journey
 from dovetail.simulation.cell_store import make_folder, write_whole
 from dovetail.simulation.comparison import terms_of
+from dovetail.simulation.federation import Federation, Member, require_ended_well
 from dovetail.simulation.ground import Ground, open_ground
 from dovetail.simulation.preparing import prepare_ground
 from dovetail.simulation.report import HeadlineJob, write_report
@@ -30,6 +34,7 @@ from dovetail.simulation.study import Partition, Study, StudyData, StudyPrivacy,
 from dovetail.simulation.study_result import StudyResult
 from dovetail.simulation.world import World
 from dovetail.store.card import ModelCard
+from dovetail.store.ledger import LedgerStore
 from dovetail.store.model import save_model
 
 EPSILONS = (1.0, 3.0, 8.0)
@@ -128,6 +133,7 @@ def run_demo(
     seeds: int = 3,
     watch: Watch | None = None,
     build: Callable[[Path], None] = complete_journey.build,
+    processes: bool = False,
 ) -> DemoResult:
     """Runs the whole demonstration; no network is needed.
 
@@ -140,6 +146,8 @@ def run_demo(
         seeds: runs of everything.
         watch: who is told what happens.
         build: writes the table of mailings.
+        processes: run the headline job over mutual TLS between processes of its own, one for the
+            coordinator and one for each partner, in the folder ``federation``.
 
     Raises:
         DovetailError: a setting cannot be used, the data package is missing, the folder holds
@@ -156,8 +164,10 @@ def run_demo(
     watch.step("Comparing: each partner alone, all together, one imaginary company")
     result = run_study(study, output, on_progress=watch.study)
     epsilon = HEADLINE if HEADLINE in epsilons else epsilons[0]
-    watch.step(f"Running the headline job at ε = {epsilon:g}, with ledgers on disk")
-    job = _headline_job(result, epsilon, output, today, watch.job)
+    how = "by processes over mutual TLS" if processes else "with ledgers on disk"
+    watch.step(f"Running the headline job at ε = {epsilon:g}, {how}")
+    headline = _federated_job if processes else _headline_job
+    job = headline(result, epsilon, output, today, watch.job)
     watch.step("Writing the report")
     write_report(result, job, output / "report.html")
     places = {"report": output / "report.html", "results": output / "results.parquet"}
@@ -173,16 +183,10 @@ def _headline_job(
 ) -> HeadlineJob:
     """Runs the joint job of seed 0 before everybody's eyes, and keeps its model."""
     study, ledgers = result.study, output / "ledgers"
-    task = study.training.task(
-        tuple(column.name for column in result.schema.columns),
-        result.schema.label.name,
-        noise_multiplier=result.noise_multipliers[epsilon],
-        seed=study.seeds[0],
-    )
-    request = Request(JOB, task)
+    request = _headline_request(result, epsilon)
     with tempfile.TemporaryDirectory() as scratch:
         ground = open_ground(prepare_ground(study, Path(scratch)))
-        terms = terms_of(study, ground.schema, ground.partners, epsilon, task)
+        terms = terms_of(study, ground.schema, ground.partners, epsilon, request.task)
         _begin_ledgers_afresh(ledgers, ground)
         with World(terms, ground.training, study.seeds[0], ledgers) as world:
             released = world.run(request, on_event=on_event)
@@ -191,12 +195,64 @@ def _headline_job(
     notes = (ABOUT_SETTINGS, ABOUT_DATA)
     card = ModelCard(request, terms, charged, today, notes, simulated=True)
     save_model(output / "model", released, card)
+    return _headline(epsilon, card, entries, {name: f"ledgers/{name}.ledger" for name in entries})
+
+
+def _federated_job(
+    result: StudyResult,
+    epsilon: float,
+    output: Path,
+    today: date,  # noqa: ARG001 - the coordinator states the day
+    on_event: Callable[[JobEvent], None],
+) -> HeadlineJob:
+    """Runs the joint job between processes that know each other by their keys only."""
+    study, folder = result.study, output / "federation"
+    request = _headline_request(result, epsilon)
+    shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        recipe = prepare_ground(study, Path(scratch))
+        partners = tuple(rows.partner for rows in recipe.rows)
+        terms = terms_of(study, recipe.schema, partners, epsilon, request.task)
+        members = {rows.partner.name: Member(rows.table) for rows in recipe.rows}
+        with Federation(folder, terms, members) as federation:
+            federation.start()
+            federation.submit(request)
+            state = federation.watch(JOB, on_event, request.task.rounds)
+            require_ended_well(state, folder)
+            card = federation.fetch(JOB, output / "model")
+        entries = {name: _entries(folder / name / f"{name}.ledger", terms) for name in members}
+    places = {name: f"federation/{name}/{name}.ledger" for name in entries}
+    return _headline(epsilon, card, entries, places)
+
+
+def _entries(path: Path, terms: Terms) -> tuple[Entry, ...]:
+    with LedgerStore(path, terms.budget, lambda: datetime.now(UTC)) as store:
+        return store.entries()
+
+
+def _headline_request(result: StudyResult, epsilon: float) -> Request:
+    study = result.study
+    task = study.training.task(
+        tuple(column.name for column in result.schema.columns),
+        result.schema.label.name,
+        noise_multiplier=result.noise_multipliers[epsilon],
+        seed=study.seeds[0],
+    )
+    return Request(JOB, task)
+
+
+def _headline(
+    epsilon: float,
+    card: ModelCard,
+    entries: Mapping[str, tuple[Entry, ...]],
+    ledgers: Mapping[str, str],
+) -> HeadlineJob:
     return HeadlineJob(
         epsilon=epsilon,
         card=card,
         ledgers=entries,
         places=(
-            *((f"ledger of {name}", f"ledgers/{name}.ledger") for name in entries),
+            *((f"ledger of {name}", place) for name, place in ledgers.items()),
             ("model", "model/model.safetensors"),
             ("model card", "model/card.md"),
         ),

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dovetail.agreement.record import require
 from dovetail.agreement.party import Partner
+from dovetail.agreement.record import require
 from dovetail.crypto import canonical
 from dovetail.data.customers import CustomerArrays
 from dovetail.errors import SettingError
@@ -32,11 +32,13 @@ class PartnerRows:
 
     Attributes:
         partner: as the terms know it.
+        table: Parquet file of its training customers' rows.
         training: folder of its training customers' prepared arrays.
         held_out: folder of those that are never trained on.
     """
 
     partner: Partner
+    table: Path
     training: Path
     held_out: Path
 

@@ -16,9 +16,8 @@ from dovetail.data.engine import Limits
 from dovetail.data.source import Source
 from dovetail.errors import DataError, SchemaError, SettingError
 from dovetail.schema import Schema, load_schema
-from dovetail.simulation import complete_journey, datasets, hillstrom, partition
+from dovetail.simulation import complete_journey, datasets, hillstrom, identities, partition
 from dovetail.simulation.cell_store import make_folder
-from dovetail.simulation import identities
 from dovetail.simulation.ground import PartnerRows, Recipe
 from dovetail.simulation.partition import PartnerFiles
 from dovetail.simulation.study import DEFAULT_TEST_SHARE, Study, StudyData
@@ -83,7 +82,7 @@ def _prepared(
     declared = rounded(files.train_customers)
     role = origin.roles.get(name, name)
     partner = identities.partner(name, role, declared, origin.first_day, origin.last_day)
-    return PartnerRows(partner, folder / "training", folder / "held out")
+    return PartnerRows(partner, files.train, folder / "training", folder / "held out")
 
 
 def _shared_out(study: Study, origin: Origin, folder: Path) -> Mapping[str, PartnerFiles]:
