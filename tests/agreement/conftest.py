@@ -1,10 +1,11 @@
-"""The vectors as records to start from, and what they parse to."""
+"""The vectors as records to start from, what they parse to, and the keys that they pin."""
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 
 from dovetail.agreement import request as requests
 from dovetail.agreement.request import Request
+from dovetail.agreement.signing import SignedTerms, sign_terms
 from dovetail.agreement.terms import Terms, parse_terms
+from dovetail.crypto.keys import SigningKey, signing_key_of
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 Change = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
@@ -20,6 +23,17 @@ Change = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 
 def read(name: str) -> Any:
     return json.loads((VECTORS / name).read_text(encoding="utf-8"))
+
+
+def key_of(party: str) -> SigningKey:
+    """The key that the vectors pin for a party of this name."""
+    return signing_key_of(hashlib.sha256(party.encode()).digest())
+
+
+def signed_by_all(terms: Terms, but: Iterable[str] = ()) -> SignedTerms:
+    """Terms with the signatures of all parties, or of all ``but`` some."""
+    names = [party.name for party, _ in terms.parties if party.name not in but]
+    return SignedTerms(terms, tuple(sign_terms(terms, name, key_of(name)) for name in names))
 
 
 @pytest.fixture
@@ -44,21 +58,24 @@ def terms(terms_record: dict[str, Any]) -> Terms:
     return parse_terms(terms_record)
 
 
-@pytest.fixture
-def changed() -> Change:
-    """Set the fields of a record that a vector names by dotted paths; ``null`` stays ``null``."""
+@pytest.fixture(name="changed")
+def changed_fixture() -> Change:
+    return changed
 
-    def change(record: dict[str, Any], vector: dict[str, Any]) -> dict[str, Any]:
-        made = copy.deepcopy(record)
-        for path, value in vector.get("set", {}).items():
-            place, last = _place(made, path)
-            place[last] = value
-        for path in vector.get("unset", []):
-            place, last = _place(made, path)
-            del place[last]
-        return made
 
-    return change
+def changed(record: dict[str, Any], vector: dict[str, Any]) -> dict[str, Any]:
+    """A record with the fields that a vector names by dotted paths; ``null`` stays ``null``."""
+    made = copy.deepcopy(record)
+    for path, value in vector.get("set", {}).items():
+        place, last = _place(made, path)
+        place[last] = value
+    for path, (value, times) in vector.get("repeat", {}).items():
+        place, last = _place(made, path)
+        place[last] = [value] * times
+    for path in vector.get("unset", []):
+        place, last = _place(made, path)
+        del place[last]
+    return made
 
 
 def _place(record: Any, path: str) -> tuple[Any, Any]:

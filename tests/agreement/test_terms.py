@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -10,26 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dovetail.agreement import terms as agreed
-from dovetail.agreement.terms import Terms, load_terms, parse_terms, rounded
+from dovetail.agreement.terms import Budget, Period, Terms, parse_terms
 from dovetail.errors import SettingError
-from tests.agreement.conftest import read
+from tests.agreement.conftest import changed, key_of, read
 
 VECTORS = read("terms.json")
-EXAMPLE = Path(__file__).parents[2] / "examples" / "terms.toml"
-INLINE = """
-[schema]
-name = "households"
-key = "household"
-unit = "household"
-max_rows_per_customer = 5
-[schema.label]
-name = "redeemed"
-prior = 0.1
-[schema.columns.spend]
-type = "number"
-low = 0
-high = 100
-"""
 
 
 @pytest.mark.parametrize("vector", VECTORS["good"], ids=lambda vector: vector["name"])
@@ -41,55 +26,101 @@ def test_good_vectors_survive_a_round_trip_and_keep_their_digest(vector: dict[st
 
 @pytest.mark.parametrize("vector", VECTORS["bad"], ids=lambda vector: vector["name"])
 def test_bad_vectors_are_refused_by_the_field_they_break(
-    vector: dict[str, Any], terms_record: dict[str, Any], changed: Callable[..., Any]
+    vector: dict[str, Any], terms_record: dict[str, Any]
 ) -> None:
     with pytest.raises(SettingError) as caught:
         parse_terms(changed(terms_record, vector))
     assert vector["message"] in str(caught.value)
 
 
-def test_the_example_loads_with_the_schema_beside_it() -> None:
-    terms = load_terms(EXAMPLE)
-    assert [partner.name for partner in terms.partners] == ["retailer", "platform", "brand"]
-    assert terms.partner("brand").data_period == "2017-01-01 to 2017-12-31"
+@pytest.mark.parametrize("record", [None, 3, "terms", [], [{}], True])
+def test_what_is_no_table_is_refused(record: object) -> None:
+    with pytest.raises(SettingError, match="terms: expected a table"):
+        parse_terms(record)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=6,
+)
+
+
+@given(data=st.data())
+def test_any_field_with_anything_in_it_is_read_or_refused_and_nothing_else(
+    data: st.DataObject,
+) -> None:
+    record = json.loads(json.dumps(VECTORS["good"][0]["record"]))
+    schema = record["schema"]
+    tables = [record, record["budget"], record["allowed"], record["coordinator"], schema]
+    tables += [*record["analysts"], *record["partners"], *schema["columns"], schema["label"]]
+    place = data.draw(st.sampled_from(tables))
+    place[data.draw(st.sampled_from(sorted(place)) | st.text(max_size=8))] = data.draw(JSON)
+    try:
+        terms = parse_terms(record)
+    except SettingError:
+        return
     assert parse_terms(agreed.to_record(terms)) == terms
+    assert len(agreed.digest(terms)) == 64
 
 
-def test_a_schema_may_stand_in_the_same_file(tmp_path: Path) -> None:
-    text = EXAMPLE.read_text().replace('schema = "schema.toml"', "") + INLINE
-    (tmp_path / "terms.toml").write_text(text)
-    assert [c.name for c in load_terms(tmp_path / "terms.toml").schema.columns] == ["spend"]
+def test_every_field_changes_the_digest(terms: Terms) -> None:
+    others = [
+        replace(terms, name="Autumn coupons"),
+        replace(terms, valid_until=date(2025, 1, 1)),
+        replace(terms, purposes=("churn", "coupon propensity")),
+        replace(terms, approval="manual"),
+        replace(terms, customers_overlap=True),
+        replace(terms, budget=replace(terms.budget, period="month")),
+        replace(terms, max_epsilon_per_job=4.000000000000001),
+        replace(terms, max_concurrent_jobs=3),
+        replace(terms, analysts=()),
+        replace(terms, coordinator=replace(terms.coordinator, key=key_of("other").public)),
+        replace(terms, partners=terms.partners[::-1]),
+        replace(terms, schema=replace(terms.schema, max_rows_per_customer=6)),
+    ]
+    assert len({agreed.digest(other) for other in [terms, *others]}) == len(others) + 1
+
+
+def test_everybody_signs_and_does_one_thing(terms: Terms) -> None:
+    assert [(party.name, duty) for party, duty in terms.parties] == [
+        ("coordinator", "coordinator"),
+        ("analyst", "analyst"),
+        ("retailer", "partner"),
+        ("platform", "partner"),
+    ]
+    assert terms.party("analyst") == (terms.analysts[0], "analyst")
+    assert terms.partner("platform") is terms.partners[1]
+    with pytest.raises(SettingError, match="no party is named 'brand'"):
+        terms.party("brand")
+    with pytest.raises(SettingError, match="no partner is named 'coordinator'"):
+        terms.partner("coordinator")
+
+
+def test_terms_hold_on_their_first_and_last_day_and_no_other(terms: Terms) -> None:
+    day = timedelta(days=1)
+    assert terms.in_force(terms.valid_from)
+    assert terms.in_force(terms.valid_until)
+    assert not terms.in_force(terms.valid_from - day)
+    assert not terms.in_force(terms.valid_until + day)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "terms.toml: cannot be read"),
-        (b"name = ", "terms.toml: is not TOML"),
-        (b"\xff\xfe", "terms.toml: is not a UTF-8 text file"),
-        (b'name = "x"', "terms.toml: terms: schema must be a table"),
-        (b'schema = "missing.toml"', "missing.toml' cannot be read"),
-    ],
+    ("period", "name"),
+    [("never", ""), ("year", "2026"), ("quarter", "2026-Q4"), ("month", "2026-11")],
 )
-def test_a_file_that_cannot_be_used_is_named(
-    content: bytes | None, message: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "terms.toml"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(SettingError) as caught:
-        load_terms(path)
-    assert message in str(caught.value)
+def test_a_moment_lies_in_a_period_in_utc(period: Period, name: str) -> None:
+    budget = Budget(1.0, 1e-5, period)
+    assert budget.period_of(datetime(2026, 11, 30, 23, 59, 59, tzinfo=UTC)) == name
+    east = timezone(timedelta(hours=9))
+    assert budget.period_of(datetime(2026, 12, 1, 8, 59, tzinfo=east)) == name
 
 
-@given(st.integers(min_value=1, max_value=10**9))
-def test_rounding_keeps_two_digits_and_stays_near(customers: int) -> None:
-    declared = rounded(customers)
-    assert rounded(declared) == declared
-    assert abs(declared - customers) <= customers / 20
-    assert len(str(declared).rstrip("0")) <= 2
-
-
-def test_nobody_else_is_a_partner(terms: Terms) -> None:
-    with pytest.raises(SettingError, match="no partner is named 'brand'"):
-        terms.partner("brand")
+@given(
+    st.sampled_from(["year", "quarter", "month"]),
+    st.datetimes(timezones=st.just(UTC)),
+    st.datetimes(timezones=st.just(UTC)),
+)
+def test_periods_sort_as_moments_do(period: Period, one: datetime, other: datetime) -> None:
+    budget, (earlier, later) = Budget(1.0, 1e-5, period), sorted([one, other])
+    assert budget.period_of(earlier) <= budget.period_of(later)

@@ -188,6 +188,7 @@ def _name(read: Fields) -> str:
 def _certificate(read: Fields) -> str:
     value = read.raw("certificate")
     text = value if isinstance(value, str) else ""
-    good = text.startswith("-----BEGIN CERTIFICATE-----") and len(text) <= LONGEST_CERTIFICATE
-    require(good, f"{read.where}: certificate must be in PEM form")
+    one = text.startswith("-----BEGIN CERTIFICATE-----") and text.count("-----BEGIN") == 1
+    good = one and len(text) <= LONGEST_CERTIFICATE
+    require(good, f"{read.where}: certificate must be in PEM form, and one")
     return text

@@ -34,7 +34,13 @@ from dovetail.agreement.party import Party, party_from_record
 from dovetail.agreement.signing import TERMS, Signature, SignedTerms, signature_from_record
 from dovetail.agreement.terms import Terms, parse_terms
 from dovetail.crypto.keys import verify
-from dovetail.errors import AgreementError, DovetailError, SchemaError, SettingError
+from dovetail.errors import (
+    AgreementError,
+    DovetailError,
+    RemoteProtocolError,
+    SchemaError,
+    SettingError,
+)
 from dovetail.schema import load_schema
 
 SIGNATURE, REQUEST, COORDINATOR = ".signature", ".request", "coordinator.party"
@@ -111,7 +117,7 @@ def schema_file(text: str) -> str | None:
     name = tomllib.loads(text).get("schema")
     if not isinstance(name, str):
         return None
-    if not name.isprintable() or Path(name).name != name:
+    if not name.isprintable() or Path(name).name != name or name in ("", ".."):
         raise SettingError("terms: schema must be the name of a file in the same folder")
     return name
 
@@ -161,11 +167,7 @@ def read_parties(folder: Path) -> Parties:
         RemoteProtocolError: a request is not signed by its own keys.
     """
     coordinator = _read(folder / COORDINATOR, lambda r: party_from_record(r, "party"))
-    requests = tuple(read_request(file) for file in _files(folder, REQUEST))
-    for request in requests:
-        # Whether it was invited is known where tokens are: this is about its own keys.
-        check_request(request, digest_of(request.token))
-    return Parties(coordinator, requests)
+    return Parties(coordinator, tuple(_own_request(file) for file in _files(folder, REQUEST)))
 
 
 def read_request(path: Path) -> EnrolmentRequest:
@@ -209,6 +211,16 @@ def read_text(path: Path) -> str:
         raise SettingError(f"{path.name}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise SettingError(f"{path.name}: is not a UTF-8 text file") from None
+
+
+def _own_request(file: Path) -> EnrolmentRequest:
+    """A request that fits its own keys; whether it was invited is known where tokens are."""
+    request = read_request(file)
+    try:
+        check_request(request, digest_of(request.token))
+    except DovetailError as error:
+        raise RemoteProtocolError(f"{file.name}: {error}") from None
+    return request
 
 
 def _fitting(file: Path, terms: Terms, previous: Terms | None) -> Signature:

@@ -15,7 +15,7 @@ from dovetail.agreement.ledger import Ledger
 from dovetail.agreement.record import LARGEST_WHOLE, require
 from dovetail.agreement.request import Request
 from dovetail.agreement.terms import Approval, Terms
-from dovetail.errors import PolicyError
+from dovetail.errors import PolicyError, PrivacyError
 from dovetail.schema import did_you_mean
 
 RULES = (
@@ -255,13 +255,14 @@ def _delta(case: _Case) -> str:
 
 
 def _epsilon(case: _Case, ledger: Ledger, now: datetime) -> str:  # noqa: ARG001 - a rule's shape
-    task, agreed_most = case.request.task, case.terms.max_epsilon_per_job
-    if not ledger.fits_alone(task.event, task.steps, agreed_most):
-        return f"the terms allow {agreed_most:g} for one job"
-    most = case.own.max_epsilon_per_job
-    if math.isinf(most) or ledger.fits_alone(task.event, task.steps, most):
-        return ""
-    return f"this partner allows {most:g} for one job"
+    task, own = case.request.task, case.own.max_epsilon_per_job
+    most = min(case.terms.max_epsilon_per_job, own)
+    try:
+        fits = ledger.fits_alone(task.event, task.steps, most)
+    except PrivacyError as error:  # so little noise, or so much, that no ε can be stated
+        return str(error)
+    who = "this partner allows" if most == own else "the terms allow"
+    return "" if fits else f"{who} {most:g} for one job"
 
 
 def _jobs(case: _Case, ledger: Ledger, now: datetime) -> str:  # noqa: ARG001 - a rule's shape

@@ -85,9 +85,11 @@ class TrustedTerms:
         if held is not None and agreed.digest(held) == agreed.digest(signed.terms):
             return False
         if held is not None:
-            _require_next(held, signed)
+            _require_next(held, signed.terms)
         if missing := signed.missing():
             raise AgreementError(f"not signed by {', '.join(missing)}")
+        if held is not None:
+            _require_handed_over(held, signed)
         self._require_mine(signed.terms)
         self._chain.append(signed)
         return True
@@ -121,8 +123,7 @@ class TrustedTerms:
             raise AgreementError(f"the terms pin another key for {self._me!r} than it has")
 
 
-def _require_next(held: Terms, signed: SignedTerms) -> None:
-    terms = signed.terms
+def _require_next(held: Terms, terms: Terms) -> None:
     if terms.name != held.name:
         raise AgreementError("these are the terms of another collaboration")
     if terms.version <= held.version:
@@ -131,7 +132,10 @@ def _require_next(held: Terms, signed: SignedTerms) -> None:
         raise AgreementError(f"version {held.version + 1} is missing in between")
     if terms.previous != agreed.digest(held):
         raise AgreementError("these terms follow other ones than are held here")
-    staying = {party.name for party, _ in terms.parties}
+
+
+def _require_handed_over(held: Terms, signed: SignedTerms) -> None:
+    staying = {party.name for party, _ in signed.terms.parties}
     unasked = [p.name for p, _ in held.parties if p.name in staying and not signed.signed_by(p.key)]
     if unasked:
         raise AgreementError(f"not signed with the key held until now by {', '.join(unasked)}")

@@ -77,6 +77,8 @@ def make_keyring(
     Raises:
         SettingError: there are keys already (they are never replaced), or nothing can be written.
     """
+    if any((folder / name).exists() for name in (SIGNING, TLS, CERTIFICATE)):
+        raise SettingError(f"{folder.name}: holds keys already, and keys are never replaced")
     signing, tls = new_signing_key(), new_tls_key()
     certificate = certificate_of(tls, name, now, hosts)
     try:

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from datetime import date
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dovetail.agreement import terms as agreed
+from dovetail.agreement.signing import SignedTerms, chain_from_record, sign_terms
+from dovetail.agreement.terms import Terms, parse_terms
+from dovetail.agreement.trusted import TrustedTerms
+from dovetail.errors import AgreementError
+from tests.agreement.conftest import changed, key_of, read, signed_by_all
+
+VECTORS = read("agreement.json")
+GOOD = read("terms.json")["good"]
+
+
+def next_of(held: Terms, **changes: Any) -> Terms:
+    """The version after ``held``."""
+    return replace(held, version=held.version + 1, previous=agreed.digest(held), **changes)
+
+
+def holding(*chain: Terms) -> TrustedTerms:
+    trusted = TrustedTerms()
+    for terms in chain:
+        assert trusted.update(signed_by_all(terms))
+    return trusted
+
+
+def with_key(terms: Terms, name: str, key: str) -> Terms:
+    """The same terms with another key for a partner."""
+    partners = [replace(p, key=key) if p.name == name else p for p in terms.partners]
+    return replace(terms, partners=tuple(partners))
+
+
+def test_nothing_is_trusted_at_first(terms: Terms) -> None:
+    trusted = TrustedTerms()
+    assert (trusted.newest, trusted.chain) == (None, ())
+    with pytest.raises(AgreementError, match="no terms are in force here"):
+        trusted.in_force(terms.valid_from)
+
+
+def test_the_good_chain_is_followed() -> None:
+    trusted, chain = TrustedTerms(), chain_from_record(VECTORS["good"])
+    assert trusted.follow(chain)
+    assert not trusted.follow(chain)
+    assert trusted.chain == chain
+    assert trusted.newest == parse_terms(GOOD[1]["record"])
+
+
+@pytest.mark.parametrize(
+    "vector", [v for v in VECTORS["bad"] if v["refused"] == "trust"], ids=lambda v: v["name"]
+)
+def test_a_chain_that_cannot_be_trusted_is_refused(vector: dict[str, Any]) -> None:
+    trusted = TrustedTerms()
+    with pytest.raises(AgreementError) as caught:
+        trusted.follow(chain_from_record(changed(VECTORS["good"], vector)))
+    assert vector["message"] in str(caught.value)
+    assert all(signed.missing() == () for signed in trusted.chain)
+
+
+def test_terms_are_handed_out_only_in_force(terms: Terms) -> None:
+    trusted = holding(terms)
+    for day in (date(2024, 1, 1), date(2024, 12, 31)):
+        assert trusted.in_force(day) is terms
+    with pytest.raises(AgreementError, match="the terms begin on 2024-01-01"):
+        trusted.in_force(date(2023, 12, 31))
+    with pytest.raises(AgreementError, match="the terms ended on 2024-12-31"):
+        trusted.in_force(date(2025, 1, 1))
+
+
+def test_an_amendment_that_has_not_begun_stops_what_held_before(terms: Terms) -> None:
+    trusted = holding(terms, next_of(terms, valid_from=date(2024, 7, 1)))
+    with pytest.raises(AgreementError, match="the terms begin on 2024-07-01"):
+        trusted.in_force(date(2024, 6, 1))
+
+
+def test_the_same_terms_change_nothing(terms: Terms) -> None:
+    trusted = holding(terms)
+    assert not trusted.update(SignedTerms(terms, ()))
+    assert [signed.missing() for signed in trusted.chain] == [()]
+
+
+def test_no_way_leads_back(terms: Terms) -> None:
+    second = next_of(terms, max_rounds=60)
+    trusted = holding(terms, second)
+    for old, message in (
+        (terms, "version 1 is not newer than version 2"),
+        (replace(second, max_rounds=70), "version 2 is not newer than version 2"),
+        (next_of(next_of(second)), "version 3 is missing in between"),
+        (replace(next_of(terms), version=3), "follow other ones"),
+        (next_of(second, name="Autumn coupons"), "another collaboration"),
+    ):
+        with pytest.raises(AgreementError, match=message):
+            trusted.update(signed_by_all(old))
+        assert trusted.newest == second
+
+
+@pytest.mark.parametrize("missing", ["coordinator", "analyst", "retailer", "platform"])
+def test_every_party_must_sign(missing: str, terms: Terms) -> None:
+    second = next_of(terms, max_rounds=60)
+    for trusted, new in ((TrustedTerms(), terms), (holding(terms), second)):
+        with pytest.raises(AgreementError, match=f"not signed by {missing}"):
+            trusted.update(signed_by_all(new, but=[missing]))
+        assert trusted.newest in (None, terms)
+
+
+def test_a_party_that_leaves_or_comes_signs_what_names_it(terms: Terms) -> None:
+    alone = next_of(terms, partners=terms.partners[:1], analysts=())
+    trusted = holding(terms, alone)
+    assert trusted.newest == alone
+    back = next_of(alone, partners=terms.partners)
+    with pytest.raises(AgreementError, match="not signed by platform"):
+        trusted.update(signed_by_all(back, but=["platform"]))
+    assert trusted.update(signed_by_all(back))
+
+
+def test_nobodys_key_is_replaced_without_its_owner(terms: Terms) -> None:
+    thief = key_of("thief")
+    second = with_key(next_of(terms), "retailer", thief.public)
+    others = signed_by_all(second, but=["retailer"]).signatures
+    stolen = sign_terms(second, "retailer", thief)
+    trusted = holding(terms)
+    with pytest.raises(AgreementError, match="not signed with the key held until now by retailer"):
+        trusted.update(SignedTerms(second, (*others, stolen)))
+    assert trusted.newest == terms
+    owner = sign_terms(second, "retailer", key_of("retailer"), previous=terms)
+    assert trusted.update(SignedTerms(second, (*others, stolen, owner)))
+
+
+def test_a_node_accepts_no_terms_that_leave_it_out_or_change_its_key(terms: Terms) -> None:
+    key = key_of("platform").public
+    trusted = TrustedTerms("platform", key)
+    trusted.update(signed_by_all(terms))
+    with pytest.raises(AgreementError, match="the terms no longer name 'platform'"):
+        trusted.update(signed_by_all(next_of(terms, partners=terms.partners[:1])))
+    with pytest.raises(AgreementError, match="another key for 'retailer' than it has"):
+        TrustedTerms("retailer", key).update(signed_by_all(terms))
+    assert trusted.newest == terms
+
+
+def test_a_latecomer_follows_the_whole_chain_and_others_what_is_new(terms: Terms) -> None:
+    second = next_of(terms, max_rounds=60)
+    third = next_of(second, max_rounds=70)
+    chain = [signed_by_all(version) for version in (terms, second, third)]
+    for trusted in (TrustedTerms(), holding(terms), holding(terms, second), holding(third)):
+        new = trusted.newest != third
+        assert trusted.follow(chain) == new
+        assert trusted.newest == third
+
+
+def test_an_older_or_another_history_is_refused(terms: Terms) -> None:
+    second = next_of(terms, max_rounds=60)
+    other = next_of(terms, max_rounds=99)
+    trusted = holding(terms, second)
+    for shown in ([], [terms], [terms, other], [second, terms]):
+        with pytest.raises(AgreementError, match="an older or another agreement was shown"):
+            trusted.follow([signed_by_all(version) for version in shown])
+        assert trusted.newest == second
+
+
+def test_a_history_is_followed_as_far_as_it_is_signed(terms: Terms) -> None:
+    second = next_of(terms, max_rounds=60)
+    trusted = TrustedTerms()
+    with pytest.raises(AgreementError, match="not signed by retailer"):
+        trusted.follow([signed_by_all(terms), signed_by_all(second, but=["retailer"])])
+    assert trusted.newest == terms
+
+
+NAMES = ("coordinator", "analyst", "retailer", "platform")
+STEPS = st.fixed_dictionaries(
+    {
+        "base": st.integers(0, 2),
+        "skip": st.sampled_from([0, 0, 0, 0, -1, 1]),
+        "rounds": st.integers(1, 3),
+        "absent": st.sampled_from(["", "", "", *NAMES]),
+        "stolen": st.sampled_from(["", "", "", "retailer", "platform"]),
+        "name": st.sampled_from(["Spring coupons"] * 5 + ["Autumn coupons"]),
+        "history": st.booleans(),
+    }
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(STEPS, min_size=1, max_size=12))
+def test_whatever_comes_versions_never_go_back_and_all_have_signed(
+    steps: list[dict[str, Any]],
+) -> None:
+    """Random updates: of the terms held or older ones, incomplete, with stolen keys, skipping."""
+    trusted, held = holding(parse_terms(GOOD[0]["record"])), 1
+    for step in steps:
+        chain = [signed.terms for signed in trusted.chain]
+        shown = _shown(step, chain[-1 - step["base"] % len(chain)])
+        with contextlib.suppress(AgreementError):
+            if step["history"]:
+                trusted.follow([*trusted.chain[:1], shown])
+            else:
+                trusted.update(shown)
+        assert trusted.newest is not None
+        assert trusted.newest.version in (held, held + 1)
+        held = trusted.newest.version
+    _require_sound(trusted.chain)
+
+
+def _shown(step: dict[str, Any], base: Terms) -> SignedTerms:
+    """Terms after ``base``, or ``base`` itself, with all signatures but those of some."""
+    terms = base
+    if step["skip"] >= 0:
+        terms = next_of(base, max_rounds=step["rounds"], name=step["name"])
+        terms = replace(terms, version=terms.version + step["skip"])
+    keys = {name: key_of(name) for name in NAMES}
+    if step["stolen"]:
+        keys[step["stolen"]] = key_of("thief")
+        terms = with_key(terms, step["stolen"], key_of("thief").public)
+    names = [name for name in NAMES if name != step["absent"]]
+    return SignedTerms(terms, tuple(sign_terms(terms, name, keys[name]) for name in names))
+
+
+def _require_sound(chain: tuple[SignedTerms, ...]) -> None:
+    for signed in chain:
+        assert signed.missing() == ()
+    for earlier, later in pairwise(chain):
+        assert later.terms.version == earlier.terms.version + 1
+        assert later.terms.previous == agreed.digest(earlier.terms)
+        assert later.terms.name == earlier.terms.name
+        assert all(later.signed_by(party.key) for party, _ in earlier.terms.parties)
