@@ -27,17 +27,18 @@ class Server:
     """A running server, which trusts everyone who reaches its socket."""
 
     def __init__(self, folder: Path, account: dict[str, Any]) -> None:
-        self.folder = folder
+        self.socket = folder / ".s.PGSQL.5432"
+        self._folder = folder
         self._account = account
         self._numbers = itertools.count(1)
         self.start()
 
     def start(self) -> None:
         """Starts it, again after a stop; returns when it answers."""
-        settings = {**_FAST, "listen_addresses": "", "unix_socket_directories": str(self.folder)}
+        settings = {**_FAST, "listen_addresses": "", "unix_socket_directories": str(self._folder)}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         self._process = subprocess.Popen(
-            [programs(self.folder) / "postgres", "-D", self.folder / "data", *options],
+            [programs(self._folder) / "postgres", "-D", self._folder / "data", *options],
             stderr=subprocess.PIPE,
             text=True,
             **self._account,
@@ -53,22 +54,22 @@ class Server:
         self._process.send_signal(signal.SIGQUIT)
         self._process.communicate()
 
-    def url(self, database: str) -> str:
-        socket = self.folder / ".s.PGSQL.5432"
-        return f"postgresql://dovetail@/{database}?unix_sock={socket}"
+    def url(self, user: str = "dovetail", database: str = "postgres") -> str:
+        return f"postgresql://{user}@/{database}?unix_sock={self.socket}"
 
-    def new_database(self) -> str:
-        """The URL of a fresh, empty one."""
-        name = f"tests_{next(self._numbers)}"
-        self.run(f"CREATE DATABASE {name}")
-        return self.url(name)
+    def new_place(self) -> str:
+        """The URL of a fresh user, whose tables stand in a schema of the user's own."""
+        user = f"tests_{next(self._numbers)}"
+        self.run(f"CREATE ROLE {user} LOGIN", f"CREATE SCHEMA AUTHORIZATION {user}")
+        return self.url(user)
 
-    def run(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
-        """What one statement returns, outside a transaction."""
-        url = sa.make_url(self.url(database)).set(drivername="postgresql+pg8000")
-        engine = sa.create_engine(url, poolclass=sa.pool.NullPool, isolation_level="AUTOCOMMIT")
+    def run(self, *statements: str, url: str = "") -> list[tuple[object, ...]]:
+        """What the last statement returns; each is a transaction. By default as the superuser."""
+        place = sa.make_url(url or self.url()).set(drivername="postgresql+pg8000")
+        engine = sa.create_engine(place, poolclass=sa.pool.NullPool, isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
-            result = connection.exec_driver_sql(statement)
+            for statement in statements:
+                result = connection.exec_driver_sql(statement)
             return [tuple(row) for row in result] if result.returns_rows else []
 
 

@@ -20,4 +20,4 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str | Path:
     if request.param == "sqlite":
         return tmp_path / "coordinator.db"
     server: Server = request.getfixturevalue("postgres")
-    return server.new_database()
+    return server.new_place()

@@ -45,17 +45,17 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def url(postgres: Server) -> str:
-    return postgres.new_database()
+    return postgres.new_place()
 
 
-def name_of(url: str) -> str:
-    return sa.make_url(url).database or ""
+def user_of(url: str) -> str:
+    return sa.make_url(url).username or ""
 
 
 def run(place: str | Path, statement: str, postgres: Server) -> None:
     """One statement behind the store's back."""
     if isinstance(place, str):
-        postgres.run(statement, name_of(place))
+        postgres.run(statement, url=place)
     else:
         with closing(sqlite3.connect(place, isolation_level=None)) as raw:
             raw.execute(statement)
@@ -157,12 +157,11 @@ def test_another_file_is_refused_and_left_alone(content: str, path: Path) -> Non
 
 
 def test_another_schema_is_refused_and_left_alone(url: str, postgres: Server) -> None:
-    postgres.run("CREATE TABLE jobs (id int)", name_of(url))
+    postgres.run("CREATE TABLE jobs (id int)", url=url)
     with pytest.raises(SettingError, match="holds something else"):
         open_store(url)
-    assert postgres.run(
-        "SELECT tablename FROM pg_tables WHERE schemaname = 'public'", name_of(url)
-    ) == [("jobs",)]
+    tables = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema"
+    assert postgres.run(tables, url=url) == [("jobs",)]
 
 
 @pytest.mark.parametrize(
@@ -206,14 +205,14 @@ def test_a_file_can_be_named_by_a_url(path: Path) -> None:
         assert store.get("spring") == kept
 
 
-def test_what_the_server_refuses_is_said(url: str, postgres: Server) -> None:
+def test_what_the_server_refuses_is_said(postgres: Server) -> None:
     with pytest.raises(SettingError, match="refuses the user or the password"):
-        open_store(url.replace("dovetail@", "nobody@"))
+        open_store(postgres.url("nobody"))
     with pytest.raises(SettingError, match="does not exist on that server"):
-        open_store(postgres.url("nothing"))
+        open_store(postgres.url(database="nothing"))
     postgres.run("CREATE ROLE reader LOGIN")
     with pytest.raises(SettingError, match="does not allow its user to make or write tables"):
-        open_store(url.replace("dovetail@", "reader@"))
+        open_store(postgres.url("reader"))
 
 
 # --- databases that fail
@@ -263,17 +262,17 @@ def test_what_the_server_reports_is_said_in_words_of_ours(
 ) -> None:
     with open_store(url) as store:
         store.add(SPRING)
-        for statement in (
+        postgres.run(
             "CREATE FUNCTION report() RETURNS trigger LANGUAGE plpgsql AS "
             f"$$ BEGIN RAISE 'spring and 4711' USING ERRCODE = '{code}'; END $$",
             "CREATE TRIGGER report BEFORE INSERT ON events EXECUTE FUNCTION report()",
-        ):
-            postgres.run(statement, name_of(url))
+            url=url,
+        )
         with pytest.raises(kind, match=message) as caught:
             store.append_event("spring", "round")
         assert type(caught.value) is kind
         assert "4711" not in str(caught.value)
-        postgres.run("DROP TRIGGER report ON events", name_of(url))
+        postgres.run("DROP TRIGGER report ON events", url=url)
         assert store.append_event("spring", "round") > 0
 
 
@@ -303,7 +302,7 @@ def test_a_session_that_was_ended_costs_one_change_at_most(url: str, postgres: S
     with open_store(url) as store:
         store.add(SPRING)
         store.claim("coordinator")
-        sessions = f"FROM pg_stat_activity WHERE datname = '{name_of(url)}'"
+        sessions = f"FROM pg_stat_activity WHERE usename = '{user_of(url)}'"
         postgres.run(f"SELECT pg_terminate_backend(pid) {sessions}")
         assert store.append_event("spring", "round") == 1
         with pytest.raises(TransportError, match="claim on the database was lost"):
@@ -317,7 +316,7 @@ def test_a_frozen_server_is_not_waited_for_for_ever(
     with open_store(url, lock_timeout=0.1) as store:
         store.add(SPRING)
         ((session,),) = postgres.run(
-            f"SELECT pid FROM pg_stat_activity WHERE datname = '{name_of(url)}'"
+            f"SELECT pid FROM pg_stat_activity WHERE usename = '{user_of(url)}'"
         )
         assert isinstance(session, int)
         os.kill(session, signal.SIGSTOP)
@@ -427,8 +426,8 @@ def test_a_server_must_have_the_certificate_that_its_url_asks_for(
         (tmp_path / f"{name}.pem").write_bytes(made)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
-    front = TlsFront(context, postgres.folder / ".s.PGSQL.5432")
-    to = f"postgresql://dovetail@localhost:{front.port}/{name_of(url)}?sslmode=verify-full"
+    front = TlsFront(context, postgres.socket)
+    to = f"postgresql://{user_of(url)}@localhost:{front.port}/postgres?sslmode=verify-full"
     with open_store(f"{to}&sslrootcert={tmp_path / 'server.pem'}") as store:
         assert store.add(SPRING).job == "spring"
     for trusted in (f"&sslrootcert={tmp_path / 'other.pem'}", ""):

@@ -8,8 +8,11 @@ folder. The order that survives a crash anywhere: :func:`save`, then the databas
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,18 +24,20 @@ from safetensors import SafetensorError
 from dovetail.agreement.request import require_job
 from dovetail.errors import DataError, LocalProtocolError
 from dovetail.store.private_file import sync_folder
-from dovetail.store.whole_file import write_whole
 
 Model = Mapping[str, npt.NDArray[np.float32]]
 State = Mapping[str, npt.NDArray[np.generic]]
 
 _FOLDER = "checkpoints"
-_MODEL, _STATE = "model/", "state/"
+_MODEL, _STATE, _NAMES = "model/", "state/", "names"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model, float32, and the server optimiser's state, float32 or float64; both by name."""
+    """A model, float32, and the server optimiser's state, float32 or float64.
+
+    Both are by name, in the order in which they were saved: an optimiser may go by it.
+    """
 
     model: Mapping[str, npt.NDArray[np.float32]]
     state: Mapping[str, npt.NDArray[np.generic]]
@@ -42,7 +47,7 @@ def save(folder: Path, job: str, number: int, model: Model, state: State) -> str
     """Write the checkpoint after a round; on return it is on the disk.
 
     Args:
-        folder: the coordinator's.
+        folder: the coordinator's, which exists.
         job: its name.
         number: the round's, >= 1.
         model: float32 arrays by name.
@@ -56,17 +61,17 @@ def save(folder: Path, job: str, number: int, model: Model, state: State) -> str
         LocalProtocolError: an array is of another type.
         DataError: the disk is full or the folder cannot be written; earlier checkpoints stay.
     """
-    path = _path(folder, job, number)
-    content = safetensors.numpy.save(_named(model, state))
+    path, named = _path(folder, job, number), _named(model, state)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_whole(path, content)
+        for above in (path.parent.parent, path.parent):
+            above.mkdir(mode=0o700, exist_ok=True)
+        digest = _write(path, named)
         for above in (path.parent, path.parent.parent, folder):
             sync_folder(above)
-    except OSError as error:
-        message = f"the checkpoint of job {job!r} cannot be written ({error.strerror})"
+    except (OSError, SafetensorError) as error:
+        message = f"the checkpoint of job {job!r} cannot be written ({_reason(error)})"
         raise DataError(message) from None
-    return hashlib.sha256(content).hexdigest()
+    return digest
 
 
 def load(folder: Path, job: str, number: int, digest: str) -> Checkpoint:
@@ -90,11 +95,8 @@ def load(folder: Path, job: str, number: int, digest: str) -> Checkpoint:
         raise DataError(f"{what} cannot be read ({error.strerror})") from None
     if hashlib.sha256(content).hexdigest() != digest:
         raise DataError(f"{what} is damaged: it is not what was written")
-    try:
-        arrays = safetensors.numpy.load(content)
-    except (SafetensorError, ValueError, KeyError, TypeError):
-        raise DataError(f"{what} is damaged") from None
-    return Checkpoint(model=_group(arrays, _MODEL), state=_group(arrays, _STATE))
+    arrays, names = safetensors.numpy.load(content), _names(content)
+    return Checkpoint(model=_group(arrays, names, _MODEL), state=_group(arrays, names, _STATE))
 
 
 def keep(folder: Path, job: str, number: int) -> None:
@@ -146,11 +148,38 @@ def _named(model: Model, state: State) -> dict[str, npt.NDArray[np.generic]]:
     return named
 
 
+def _write(path: Path, named: dict[str, npt.NDArray[np.generic]]) -> str:
+    """Writes straight from the arrays: a copy of a large model would be as large again."""
+    waiting = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        safetensors.numpy.save_file(named, waiting, {_NAMES: json.dumps(list(named))})
+        with waiting.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        waiting.replace(path)
+    finally:
+        waiting.unlink(missing_ok=True)
+    return digest
+
+
+def _names(content: bytes) -> list[str]:
+    """The arrays' names in their order, which safetensors itself does not keep."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    return [str(name) for name in json.loads(header["__metadata__"][_NAMES])]
+
+
 def _group(
-    arrays: Mapping[str, npt.NDArray[np.float32]], prefix: str
+    arrays: Mapping[str, npt.NDArray[np.float32]], names: Iterable[str], prefix: str
 ) -> dict[str, npt.NDArray[np.float32]]:
-    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+    return {k.removeprefix(prefix): arrays[k] for k in names if k.startswith(prefix)}
+
+
+def _reason(error: OSError | SafetensorError) -> str:
+    found = re.search(r"os error (\d+)", str(error))  # all that safetensors says of one
+    code = int(found[1]) if found else getattr(error, "errno", None)
+    return os.strerror(code) if code else "unknown"
 
 
 def _not_removed(job: str, error: OSError) -> DataError:
-    return DataError(f"checkpoints of job {job!r} cannot be removed ({error.strerror})")
+    return DataError(f"checkpoints of job {job!r} cannot be removed ({_reason(error)})")

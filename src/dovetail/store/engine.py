@@ -118,6 +118,8 @@ def _arguments(url: sa.URL) -> dict[str, Any]:
         raise SettingError(f"the database's URL has a setting that is not known; known are {known}")
     if mode == "verify-full":
         arguments["ssl_context"] = _verifying(authority)
+    elif "unix_sock" in arguments:
+        arguments["ssl_context"] = False
     return arguments
 
 
