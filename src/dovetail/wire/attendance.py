@@ -21,7 +21,7 @@ from dovetail.wire import envelope
 from dovetail.wire.answering import Answering
 from dovetail.wire.channel import Received
 from dovetail.wire.generated import federation_pb2 as pb
-from dovetail.wire.link import Link, Pace
+from dovetail.wire.link import PACE, Link, Pace
 from dovetail.wire.peers import DOCUMENT_BYTES, Access
 from dovetail.wire.status import transport_error
 from dovetail.wire.tls import channel_credentials, client_options
@@ -63,7 +63,7 @@ class Attendance:
         handler: Handler,
         on_welcome: OnWelcome,
         *,
-        pace: Pace = Pace(),  # noqa: B008 - frozen
+        pace: Pace = PACE,
         clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
         incarnation: bytes | None = None,
@@ -160,6 +160,8 @@ class Attendance:
         except (TransportError, RemoteProtocolError) as error:
             return str(error)
         except grpc.aio.AioRpcError as error:
+            if self.state.phase == "connected" and error.code() is grpc.StatusCode.UNAVAILABLE:
+                return "the connection to the coordinator was lost"
             return str(transport_error(error.code(), error.details()))
         return self._farewell or "the coordinator ended the connection"
 

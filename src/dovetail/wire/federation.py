@@ -23,7 +23,7 @@ from dovetail.wire.answering import VERSION
 from dovetail.wire.asking import Asking, Ended
 from dovetail.wire.budget import Budget, Share
 from dovetail.wire.generated import federation_pb2 as pb
-from dovetail.wire.link import Link, Pace
+from dovetail.wire.link import LAST_WORD, Link, Pace
 from dovetail.wire.payload import Payload
 from dovetail.wire.peers import Limits, LinkEvent, NodeLink, Peer
 from dovetail.wire.transfer import CHUNK
@@ -81,6 +81,7 @@ class Federation:
         self._clock = clock
         self._new_id = new_id
         self._seats: dict[int, _Seat] = {}
+        self._attending: set[asyncio.Task[None]] = set()
         self._present: dict[int, _Seat] = {}  # guarded by _changed
         self._changed = threading.Condition()
         self._changes = 0
@@ -140,10 +141,12 @@ class Federation:
                 welcome, document = self._welcome_to(seat.peer)
                 seat.asking.outbox.say(pb.ToNode(welcome=welcome), [document])
 
-    def close(self, reason: str) -> None:
-        """Ends all connections and exchanges."""
+    async def close(self, reason: str) -> None:
+        """Ends all exchanges, and all connections once their last word is said."""
         for seat in list(self._seats.values()):
             self._dismiss(seat, reason)
+        if self._attending:
+            await asyncio.wait(self._attending, timeout=LAST_WORD)
 
     async def attend(self, _: object, context: grpc.aio.ServicerContext) -> None:
         """The RPC ``Attend``: one connection of one node."""
@@ -151,8 +154,10 @@ class Federation:
         stream = _ServerStream(context)
         hello = await self._hello(stream, context, admitted)
         seat = await self._take_seat(stream, context, admitted, hello)
-        link = seat.link
+        link, task = seat.link, asyncio.current_task()
         assert link is not None  # noqa: S101 - just taken
+        assert task is not None  # noqa: S101 - this runs in one
+        self._attending.add(task)
         reason = "the connection was closed"
         try:
             with self._admission.lasting(admitted, partial(self._revoke, seat, link)):
@@ -162,6 +167,7 @@ class Federation:
             reason = str(error)
             await link.say_last(envelope.write(pb.ToNode(farewell=pb.Farewell(reason=reason))))
         finally:
+            self._attending.discard(task)
             self._stand_up(seat, link, reason)
 
     async def look(self, _: bytes, context: grpc.aio.ServicerContext) -> bytes:

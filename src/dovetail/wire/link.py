@@ -21,7 +21,7 @@ from dovetail.wire.transfer import CHUNK, GRAIN
 
 _QUICK, _SLOW = 0.1, 1.0
 """Seconds that a chunk takes; beyond them the next one is twice or half as long."""
-_LAST_WORD = 1.0
+LAST_WORD = 1.0
 """Seconds that a connection which was ended waits for its last frame to be taken."""
 
 
@@ -36,6 +36,10 @@ class Pace:
 
     beat: float = 4.0
     silence: float = 12.0
+
+
+PACE = Pace()
+"""The pace unless a coordinator has another."""
 
 
 class Stream(Protocol):
@@ -111,7 +115,7 @@ class Link:
     async def say_last(self, frame: bytes) -> None:
         """Sends a last frame once nothing is carried any more, if the other side takes it."""
         with suppress(Exception):
-            async with asyncio.timeout(_LAST_WORD):
+            async with asyncio.timeout(LAST_WORD):
                 await self._stream.write(frame)
 
     async def _read(self, hear: Callable[[bytes], Awaitable[None]]) -> None:

@@ -127,6 +127,10 @@ class Limits:
     reconnect_grace: float = 20.0
 
 
+LIMITS = Limits()
+"""Limits unless a coordinator has others."""
+
+
 @dataclass(frozen=True)
 class LinkEvent:
     """Something happened between the coordinator and a peer; for logs and metrics.

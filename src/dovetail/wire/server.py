@@ -26,10 +26,11 @@ from dovetail.wire.budget import Share
 from dovetail.wire.channel import Answer
 from dovetail.wire.control_service import ControlService
 from dovetail.wire.federation import Federation
-from dovetail.wire.link import Pace
+from dovetail.wire.link import PACE, Pace
 from dovetail.wire.memory import late
 from dovetail.wire.payload import Payload
 from dovetail.wire.peers import (
+    LIMITS,
     ControlHandler,
     Directory,
     Identity,
@@ -80,10 +81,10 @@ class FederationServer:
         directory: Directory,
         control: ControlHandler,
         welcome: Callable[[Peer], bytes],
-        limits: Limits = Limits(),  # noqa: B008 - frozen
+        limits: Limits = LIMITS,
         on_link: OnLink = lambda _: None,
         *,
-        pace: Pace = Pace(),  # noqa: B008 - frozen
+        pace: Pace = PACE,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """A server that does not listen yet.
@@ -257,7 +258,7 @@ class FederationServer:
         await self._stopping.wait()
         self._loop = None
         await checks.enter_graceful_shutdown()
-        self._federation.close(_STOPPING)
+        await self._federation.close(_STOPPING)
         self._control.close()
         await server.stop(self._grace)
 
