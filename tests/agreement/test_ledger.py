@@ -2,63 +2,34 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dovetail.agreement import entry as entries
-from dovetail.agreement.entry import GENESIS, Entry
+from dovetail.agreement.entry import Entry
 from dovetail.agreement.ledger import Ledger
 from dovetail.agreement.terms import Budget
-from dovetail.crypto import canonical
-from dovetail.errors import DovetailError, LedgerError, PolicyError, SettingError
+from dovetail.errors import LedgerError, PolicyError, PrivacyError, SettingError
 from dovetail.privacy import accountant
 from dovetail.privacy.event import Gaussian, SampledGaussian
-from tests.agreement.conftest import read
-
-VECTORS = read("ledger.json")
-NOW = datetime(2024, 5, 31, 12, tzinfo=UTC)
-STEP = Gaussian(1.0, 4.0)
-REQUEST = "a" * 64
-BUDGET = Budget(accountant.epsilon({STEP: 10}, 1e-5), 1e-5)
-"""Covers ten steps and no eleventh."""
+from tests.agreement.ledgers import (
+    BUDGET,
+    NOW,
+    REQUEST,
+    STEP,
+    VECTORS,
+    do,
+    rechained,
+    replayed,
+    reserve,
+)
 
 
 @pytest.fixture
 def ledger() -> Ledger:
     return Ledger(BUDGET)
-
-
-def do(ledger: Ledger, kind: str, job: str, *details: Any) -> Entry:
-    entry: Entry = getattr(ledger, f"decide_{kind}")(job, *details, NOW)
-    ledger.apply(entry)
-    return entry
-
-
-def reserve(ledger: Ledger, job: str, count: int) -> Entry:
-    return do(ledger, "reserve", job, REQUEST, STEP, count)
-
-
-def replayed(records: list[dict[str, Any]]) -> Ledger:
-    ledger = Ledger(Budget(8.0, 1e-5))
-    for place, record in enumerate(records, 1):
-        try:
-            entry = entries.from_record(record)
-        except DovetailError as error:
-            raise LedgerError(f"ledger entry {place}: {error}") from None
-        ledger.apply(entry)
-    return ledger
-
-
-def rechained(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    previous = GENESIS
-    for record in records:
-        record["previous"] = previous
-        previous = canonical.digest(record)
-    return records
 
 
 def test_the_good_vector_adds_up_to_what_it_says() -> None:
@@ -78,8 +49,8 @@ def test_a_bad_chain_is_refused_where_it_breaks(
     records = changed(VECTORS["good"]["entries"], vector)
     if "drop" in vector:
         del records[vector["drop"]]
-    if "repeat" in vector:
-        records.insert(vector["repeat"], copy.deepcopy(records[vector["repeat"]]))
+    if "twice" in vector:
+        records.insert(vector["twice"], copy.deepcopy(records[vector["twice"]]))
     if "swap" in vector:
         one, other = vector["swap"]
         records[one], records[other] = records[other], records[one]
@@ -107,7 +78,7 @@ def test_the_last_step_of_a_budget_can_be_spent_and_not_one_more(ledger: Ledger)
         reserve(ledger, "summer", 2)
     assert caught.value.rule == "budget"
     reserve(ledger, "summer", 1)
-    assert ledger.remaining() == 0
+    assert ledger.remaining(NOW) == 0
     with pytest.raises(PolicyError):
         reserve(ledger, "autumn", 1)
 
@@ -212,7 +183,7 @@ def test_a_history_is_readable_under_a_budget_that_was_lowered_since(ledger: Led
     decided = reserve(ledger, "spring", 10)
     lowered = Ledger(Budget(BUDGET.epsilon / 2, BUDGET.delta))
     lowered.apply(decided)
-    assert lowered.remaining() == 0
+    assert lowered.remaining(NOW) == 0
     with pytest.raises(PolicyError):
         lowered.decide_reserve("summer", REQUEST, STEP, 1, NOW)
 
@@ -222,9 +193,37 @@ def test_a_clock_without_a_zone_is_refused(ledger: Ledger) -> None:
         ledger.decide_reserve("spring", REQUEST, STEP, 1, NOW.replace(tzinfo=None))
 
 
-def test_accounting_that_gives_no_number_refuses() -> None:
-    with pytest.raises(PolicyError):
-        reserve(Ledger(BUDGET, lambda spending, delta: float("nan")), "spring", 1)
+def test_asking_whether_something_fits_says_what_deciding_does(ledger: Ledger) -> None:
+    reserve(ledger, "spring", 7)
+    before = ledger.head, ledger.spending()
+    for count in range(1, 6):
+        assert ledger.would_fit(STEP, count, NOW) == (count <= 3)
+    assert before == (ledger.head, ledger.spending())
+    assert ledger.fits_alone(STEP, 10, BUDGET.epsilon)
+    assert not ledger.fits_alone(STEP, 11, BUDGET.epsilon)
+
+
+def test_open_jobs_are_those_that_are_not_cancelled(ledger: Ledger) -> None:
+    assert ledger.open_jobs() == ()
+    for job in ("spring", "summer", "autumn"):
+        reserve(ledger, job, 1)
+    do(ledger, "begin", "summer", 1, 1)
+    do(ledger, "cancel", "spring")
+    assert ledger.open_jobs() == ("summer", "autumn")
+    do(ledger, "commit", "summer", 1)
+    do(ledger, "cancel", "summer")
+    assert ledger.open_jobs() == ("autumn",)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_no_steps_are_no_promise(count: int, ledger: Ledger) -> None:
+    with pytest.raises(SettingError, match="at least 1"):
+        reserve(ledger, "spring", count)
+
+
+def test_noise_that_cannot_be_accounted_for_is_refused(ledger: Ledger) -> None:
+    with pytest.raises(PrivacyError, match="noise multipliers"):
+        do(ledger, "reserve", "spring", REQUEST, Gaussian(1.0, 1e-3), 1)
 
 
 FIELDS = [(i, name) for i, e in enumerate(VECTORS["good"]["entries"]) for name in e]

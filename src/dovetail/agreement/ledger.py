@@ -21,17 +21,34 @@ covers what is drawn, the difference is charged on top.
 A job has charged ``max(reserved, drawn)`` while it is open and ``drawn`` once it is cancelled.
 Entries hold events and never epsilons; ε is computed from all that is charged.
 
+A budget covers one period at a time (``Budget.period``). A job belongs to the period in which it
+was reserved: all that it ever draws is charged there, and what it gives back is given back there,
+however late. A period ends when an entry lies in a later one; nothing is reserved in it any more,
+or a clock set back could spend what is left of all the past.
+
+::
+
+    time of an entry                    decided                 read back
+    in the period of the last entry     in that period          in that period
+    in a later period                   in that later period    in that later period
+    in an earlier period                never: the clock went   as if it lay in the period of the
+                                        backwards               last entry
+
+The last cell is for terms that changed: a history is allowed to go back by a day under a budget
+that never refills, and must still be readable when it is later divided into months. A job that is
+read back so is charged to a period that still counts, and not to one that is over.
+
 Guarantees:
-    ε of all that was charged never exceeds the budget under which it was decided: a crash at any
-    point wastes budget and never overspends it. No committed round can be begun or committed
-    again. Changing, dropping, inserting or reordering entries is found when they are read back,
-    except that a chain cannot know of entries cut off its end (an old copy put back): compare
-    :attr:`Ledger.head` with one noted elsewhere for that.
+    ε of all that was charged within one period never exceeds the budget under which it was
+    decided: a crash at any point wastes budget and never overspends it. No committed round can be
+    begun or committed again. Changing, dropping, inserting or reordering entries is found when
+    they are read back, except that a chain cannot know of entries cut off its end (an old copy put
+    back): compare :attr:`Ledger.head` with one noted elsewhere for that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -40,10 +57,8 @@ from dovetail.agreement.record import require
 from dovetail.agreement.terms import Budget
 from dovetail.errors import DovetailError, LedgerError, PolicyError
 from dovetail.privacy import accountant
+from dovetail.privacy.accountant import Accountant
 from dovetail.privacy.event import Event, Spending
-
-Accounting = Callable[[Spending, float], float]
-"""ε of what was spent, at a δ; :func:`dovetail.privacy.accountant.epsilon` is one."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +69,8 @@ class JobSpending:
         request_digest: of the request it was reserved for.
         event: what each of its steps releases.
         reserved: how often it was promised.
+        reserved_at: time of its reservation, in UTC, ISO 8601 to the second.
+        period: the budget's period that all of it is charged to, as ``Budget.period_of`` names it.
         drawn: how often it was begun, every attempt counted.
         drawn_once: how often it was begun, only first attempts counted; <= ``reserved``.
         rounds_begun: rounds begun at least once.
@@ -64,6 +81,8 @@ class JobSpending:
     request_digest: str
     event: Event
     reserved: int
+    reserved_at: str
+    period: str
     drawn: int = 0
     drawn_once: int = 0
     rounds_begun: int = 0
@@ -86,17 +105,19 @@ class Ledger:
     """What the entries so far add up to; decides which entry may come next.
 
     Deciding changes nothing; :meth:`apply` does, with an entry that was decided (and, where there
-    is a file, written) or is read back. Every step costs the same however long the history, apart
-    from computing ε.
+    is a file, written) or is read back. Every step costs the same however long the history: what
+    is charged is counted by kind of event, and mostly an upper bound on its ε decides.
     """
 
-    def __init__(self, budget: Budget, epsilon: Accounting = accountant.epsilon) -> None:
+    def __init__(self, budget: Budget) -> None:
         """Begin with no entries, under ``budget``."""
         self.budget = budget
-        self._accounting = epsilon
+        self._accountant = Accountant()
         self._jobs: dict[str, JobSpending] = {}
+        self._open: dict[str, None] = {}
         self._rounds: dict[tuple[str, int], _Round] = {}
-        self._spending: dict[Event, int] = {}
+        self._charged: dict[str, dict[Event, int]] = {}
+        self._period = ""
         self._head = GENESIS
         self._length = 0
 
@@ -110,9 +131,20 @@ class Ledger:
         """Number of entries."""
         return self._length
 
-    def spending(self) -> dict[Event, int]:
-        """How often each event is charged, over all jobs."""
-        return dict(self._spending)
+    def period(self, now: datetime) -> str:
+        """The period in which a job would be reserved now: never one before the last entry's."""
+        return max(self._period, self.budget.period_of(now))
+
+    def periods(self) -> tuple[str, ...]:
+        """The periods in which something is charged, in order."""
+        return tuple(sorted(self._charged))
+
+    def spending(self, period: str | None = None) -> dict[Event, int]:
+        """How often each event is charged, in one period (else in all of them together)."""
+        total: Counter[Event] = Counter()
+        for each in self.periods() if period is None else (period,):
+            total.update(dict(self._charged.get(each, {})))
+        return dict(total)
 
     def spending_by_job(self) -> dict[str, JobSpending]:
         """What each job has promised and drawn, in the order in which they were reserved."""
@@ -122,22 +154,29 @@ class Ledger:
         """What one job has promised and drawn, or ``None`` where it was never reserved."""
         return self._jobs.get(name)
 
-    def epsilon(self, delta: float | None = None) -> float:
-        """ε of all that is charged, at ``delta`` (else the budget's)."""
-        return self._accounting(self._spending, delta or self.budget.delta)
+    def open_jobs(self) -> tuple[str, ...]:
+        """Jobs that were reserved and not cancelled, in the order in which they were reserved."""
+        return tuple(self._open)
+
+    def epsilon(self, delta: float | None = None, period: str | None = None) -> float:
+        """ε of all that is charged in one period (else ever), at ``delta`` (else the budget's)."""
+        return self._accountant.epsilon(self.spending(period), delta or self.budget.delta)
 
     def epsilon_of(self, spending: Spending, delta: float) -> float:
-        """ε of any spending, by this ledger's accounting."""
-        return self._accounting(spending, delta)
+        """ε of any spending."""
+        return accountant.epsilon(spending, delta)
 
-    def epsilon_with(self, event: Event, count: int) -> float:
-        """ε at the budget's δ if ``count`` of ``event`` were charged as well."""
-        spending = {**self._spending, event: self._spending.get(event, 0) + count}
-        return self._accounting(spending, self.budget.delta)
+    def remaining(self, now: datetime) -> float:
+        """The budget's ε less what is charged in this period; two jobs cost less than their sum."""
+        return max(0.0, self.budget.epsilon - self.epsilon(period=self.period(now)))
 
-    def remaining(self) -> float:
-        """The budget's ε less what is charged; ε of two jobs is less than the sum of theirs."""
-        return max(0.0, self.budget.epsilon - self.epsilon())
+    def would_fit(self, event: Event, count: int, now: datetime) -> bool:
+        """Whether the budget covers ``count`` of ``event`` besides all that is charged now."""
+        return self._covers(self.period(now), event, count)
+
+    def fits_alone(self, event: Event, count: int, epsilon: float) -> bool:
+        """Whether ``count`` of ``event`` by themselves cost at most ``epsilon``."""
+        return accountant.fits({event: count}, self.budget.delta, epsilon)
 
     def decide_reserve(
         self, job: str, request_digest: str, event: Event, count: int, now: datetime
@@ -146,7 +185,7 @@ class Ledger:
 
         Raises:
             PolicyError: rule ``budget``; it would not fit.
-            LedgerError: the job was reserved before.
+            LedgerError: the job was reserved before, or the clock went backwards.
         """
         place = self._length + 1, self._head, time_of(now)
         entry = Entry(*place, "reserve", job, None, request_digest, event, count)
@@ -158,7 +197,7 @@ class Ledger:
         Raises:
             PolicyError: rule ``budget``; attempts were repeated, and this would not fit.
             LedgerError: the job is not open or its reservation too small, the round was committed
-                before, or begun with another count.
+                before, or begun with another count, or the clock went backwards.
         """
         place = self._length + 1, self._head, time_of(now)
         return self._decide(Entry(*place, "begin", job, round=round_number, count=count))
@@ -167,7 +206,8 @@ class Ledger:
         """Record that a round's contribution leaves, before its first byte does.
 
         Raises:
-            LedgerError: the job is not open, or the round not begun or already committed.
+            LedgerError: the job is not open, the round not begun or already committed, or the
+                clock went backwards.
         """
         place = self._length + 1, self._head, time_of(now)
         return self._decide(Entry(*place, "commit", job, round=round_number))
@@ -176,16 +216,16 @@ class Ledger:
         """Give back what the job never began; it accepts nothing more.
 
         Raises:
-            LedgerError: the job is not open.
+            LedgerError: the job is not open, or the clock went backwards.
         """
         place = self._length + 1, self._head, time_of(now)
         return self._decide(Entry(*place, "cancel", job))
 
     def apply(self, entry: Entry) -> None:
-        """Add an entry, after checking its place in the chain and every rule but the budget.
+        """Add an entry, after checking its place in the chain and every rule but budget and clock.
 
-        The budget is checked when an entry is decided: terms may since have lowered it, and a
-        history that was allowed then must still be readable.
+        These two are checked when an entry is decided: terms may since have lowered the budget or
+        divided time anew, and a history that was allowed then must still be readable.
 
         Raises:
             LedgerError: the entry cannot stand here; the message names its place, and nothing
@@ -197,13 +237,22 @@ class Ledger:
             after, digest = self._after(entry), entry.digest
         except DovetailError as error:
             raise LedgerError(f"ledger entry {self._length + 1}: {error}") from None
-        charged = self._spending.get(after.event, 0) + self._charge(entry.job, after)
-        self._spending[after.event] = charged
-        if not charged:
-            del self._spending[after.event]
+        self._add(after, self._charge(entry.job, after))
         self._jobs[entry.job] = after
+        self._open[entry.job] = None
+        if after.cancelled:
+            del self._open[entry.job]
         self._apply_round(entry)
+        self._period = self.period(entry.moment)
         self._head, self._length = digest, entry.sequence
+
+    def _add(self, job: JobSpending, count: int) -> None:
+        charged = self._charged.setdefault(job.period, {})
+        charged[job.event] = charged.get(job.event, 0) + count
+        if not charged[job.event]:
+            del charged[job.event]
+        if not charged:
+            del self._charged[job.period]
 
     def _apply_round(self, entry: Entry) -> None:
         if entry.round is None:
@@ -213,11 +262,17 @@ class Ledger:
         self._rounds[entry.job, entry.round] = _Round(count, entry.kind == "commit")
 
     def _decide(self, entry: Entry) -> Entry:
+        forwards = self.budget.period_of(entry.moment) >= self._period
+        _require(forwards, "the clock went backwards, to before a period that has begun")
         after = self._after(entry)
         charged = self._charge(entry.job, after)
-        if charged > 0 and not self.epsilon_with(after.event, charged) <= self.budget.epsilon:
+        if charged > 0 and not self._covers(after.period, after.event, charged):
             raise PolicyError("budget", "what is left of the privacy budget does not cover this")
         return entry
+
+    def _covers(self, period: str, event: Event, count: int) -> bool:
+        charged, budget = self.spending(period), self.budget
+        return self._accountant.fits(charged, {event: count}, budget.delta, budget.epsilon)
 
     def _charge(self, job: str, after: JobSpending) -> int:
         return after.charged - (self._jobs[job].charged if job in self._jobs else 0)
@@ -227,7 +282,8 @@ class Ledger:
         before = self._jobs.get(entry.job)
         if entry.event is not None:
             _require(before is None, "this job was reserved before; a job takes place once")
-            return JobSpending(entry.request_digest or "", entry.event, entry.count or 0)
+            period, digest = self.period(entry.moment), entry.request_digest or ""
+            return JobSpending(digest, entry.event, entry.count or 0, entry.time, period)
         if before is None or before.cancelled:
             raise LedgerError("this job is not open: never reserved, or cancelled")
         if entry.round is None:

@@ -34,10 +34,9 @@ import sqlalchemy as sa
 
 from dovetail.agreement import entry as entries
 from dovetail.agreement.entry import Entry
-from dovetail.agreement.ledger import Accounting, Ledger
+from dovetail.agreement.ledger import Ledger
 from dovetail.agreement.terms import Budget
 from dovetail.errors import DovetailError, LedgerError
-from dovetail.privacy import accountant
 from dovetail.privacy.event import Event
 
 Clock = Callable[[], datetime]
@@ -82,7 +81,6 @@ class LedgerStore:
         path: Path | None,
         budget: Budget,
         clock: Clock,
-        epsilon: Accounting = accountant.epsilon,
         lock_timeout: float = LOCK_TIMEOUT,
     ) -> None:
         """Open a ledger, or begin one; check all that it holds.
@@ -91,7 +89,6 @@ class LedgerStore:
             path: the file, created with mode 0600; ``None`` keeps the ledger in memory only.
             budget: under which to decide from now on.
             clock: the time, with its zone, to write into new entries.
-            epsilon: accounts for spending.
             lock_timeout: seconds to wait for another process that writes.
 
         Raises:
@@ -99,7 +96,7 @@ class LedgerStore:
                 or others on this machine may read it.
         """
         self._path, self._clock, self._guard = path, clock, Lock()
-        self._ledger = Ledger(budget, epsilon)
+        self._ledger = Ledger(budget)
         if path is not None:
             _claim(path)
         self._engine = _engine(path, lock_timeout)
