@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import date
+from datetime import UTC, date, datetime
 from functools import cache
 from typing import Any
 
@@ -28,14 +28,19 @@ import numpy.typing as npt
 
 from benchmarks.machine import describe
 from dovetail.agreement import request as requests
+from dovetail.agreement.entry import GENESIS
+from dovetail.agreement.permit import permit_of
 from dovetail.agreement.request import ModelSpec, Request, TrainingTask
+from dovetail.agreement.signing import permit_record, sign_permit
 from dovetail.agreement.terms import Budget, Terms
 from dovetail.coordinator.run import Run
 from dovetail.crypto.prg import fresh_key
 from dovetail.flower.actions import Contribution, Record, node_app
+from dovetail.node.app import parsed
 from dovetail.node.runner import Runner
 from dovetail.privacy.sampler import SecureSampler
 from dovetail.schema import Label, Number, Schema
+from dovetail.simulation import identities
 from dovetail.simulation.world import World
 from dovetail.training.batch import Batch
 from dovetail.training.threads import use_one_thread
@@ -100,7 +105,9 @@ def terms(nodes: int) -> Terms:
         schema=SCHEMA,
         coordinator=identities.coordinator(),
         analysts=(),
-        partners=tuple(identities.partner(f"p{i}", "partner", CUSTOMERS, *period) for i in range(nodes)),
+        partners=tuple(
+            identities.partner(f"p{i}", "partner", CUSTOMERS, *period) for i in range(nodes)
+        ),
         purposes=("benchmark",),
         requests=("training",),
         approval="automatic",
@@ -120,22 +127,23 @@ def terms(nodes: int) -> Terms:
 class UngatedNode:
     """The runner alone, as Ray's nodes run it."""
 
-    def __init__(self, partition: int) -> None:
+    def __init__(self, partition: int, nodes: int) -> None:
         use_one_thread()
+        self._nodes = nodes
         self._partner = f"p{partition}"
         self._runner = Runner(
             RandomCustomers(partition), SCHEMA, CUSTOMERS, lambda *_: SecureSampler(fresh_key())
         )
 
-    def propose(self, request: Record, terms_digest: str) -> Record:
+    def preview(self, signed: Record) -> Record:
+        """Never asked here."""
+        raise NotImplementedError(signed)
+
+    def propose(self, signed: Record) -> Record:
         """Permits everything."""
-        asked = requests.from_record(request)
-        return {
-            "job": asked.job,
-            "partner": self._partner,
-            "request_digest": requests.digest(asked),
-            "terms_digest": terms_digest,
-        }
+        asked = parsed(signed).request
+        permit = permit_of(asked, terms(self._nodes), self._partner, datetime.now(UTC), GENESIS)
+        return permit_record(sign_permit(permit, identities.signing_key(self._partner)))
 
     def train(
         self, request: Record, number: int, arrays: Mapping[str, Any], state: Mapping[str, Any]
@@ -144,14 +152,17 @@ class UngatedNode:
         result = self._runner.contribute(requests.from_record(request), number, arrays, state)
         return Contribution(result.arrays, float(CUSTOMERS), result.optimizer_state)
 
-    def close(self, _job: str) -> None:
+    def close(self, job: str) -> None:
         """Forgets nothing: there is nothing to forget."""
+
+    def keep(self, card: Record, arrays: Mapping[str, Any]) -> None:
+        """Keeps nothing."""
 
 
 @cache
 def _ungated(nodes: int) -> list[UngatedNode]:
     """All nodes, as each of Ray's processes holds them: it is asked for any."""
-    return [UngatedNode(partition) for partition in range(nodes)]
+    return [UngatedNode(partition, nodes) for partition in range(nodes)]
 
 
 def _node_of(context: Any) -> UngatedNode:
@@ -193,7 +204,9 @@ def theirs(work: str, nodes: int, rounds: int) -> dict[str, float]:
 
     def coordinate(channel: Channel, _context: object) -> None:
         partners = {node: f"p{i}" for i, node in enumerate(channel.nodes())}
-        run = Run(request(work, rounds), terms(nodes), channel, partners)
+        run = Run(
+            identities.asked(request(work, rounds), terms(nodes)), terms(nodes), channel, partners
+        )
 
         def go(on_round: Callable[[int, Any], None]) -> None:
             run.on_round = on_round

@@ -132,7 +132,7 @@ def _record(known: Ledger, budget: Budget, limited: bool, now: datetime) -> dict
         "delta": budget.delta,
         "epsilon": known.epsilon(budget.delta),
         "period": budget.period,
-        "epsilon_now": known.epsilon_in(now),
+        "epsilon_now": known.epsilon(budget.delta, known.period(now)),
     }
     if limited:
         record |= {"budget": budget.epsilon, "epsilon_left": known.remaining(now)}

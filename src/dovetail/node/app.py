@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,9 @@ from dovetail.errors import AgreementError, RemoteProtocolError, SettingError
 from dovetail.flower.actions import Contribution, Record
 from dovetail.node.gate import Clock, Decisions, Gate
 from dovetail.store.ledger import LedgerStore
-from dovetail.training.dp_sgd import RoundResult
+
+if TYPE_CHECKING:  # a node that trains in a process of its own needs no torch
+    from dovetail.training.dp_sgd import RoundResult
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 Keep = Callable[[Record, Arrays], None]

@@ -21,7 +21,6 @@ from dovetail.errors import PolicyError, SettingError
 from dovetail.flower.actions import Record
 from dovetail.node.app import Arrays, Contributor, Node, declared_customers
 from dovetail.node.gate import Clock
-from dovetail.node.runner import Runner
 from dovetail.node.settings import NodeSettings
 from dovetail.node.worker import Worker
 from dovetail.privacy.sampler import SecureSampler
@@ -31,7 +30,6 @@ from dovetail.store.desk import Desk
 from dovetail.store.ledger import LedgerStore
 from dovetail.store.model import save_received
 from dovetail.store.whole_file import write_whole
-from dovetail.training.threads import use_one_thread
 
 _SECRET_BYTES = 32
 
@@ -175,6 +173,9 @@ class OpenNode:
         if child:
             folder = arrays_folder(self._settings, self.terms.schema)
             return stack.enter_context(Worker(folder, declared, self._settings.limits))
+        from dovetail.node.runner import Runner  # brings torch, which only this needs
+        from dovetail.training.threads import use_one_thread
+
         use_one_thread()
         return Runner(customers, self.terms.schema, declared, _fresh_dice)
 
