@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 from typer.main import get_command
 
+from dovetail.agreement.draft import fill_in
+from dovetail.agreement.files import terms_of_toml
 from dovetail.agreement.policy import RULES
-from dovetail.agreement.terms import load_terms
 from dovetail.cli.main import app
 from dovetail.schema import load_schema
 from dovetail.simulation.study_file import read_study
+from tests.agreement.conftest import parties
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
+FROM_FILES = ("partners", "analysts")
 README = (ROOT / "README.md").read_text()
 
 
@@ -39,9 +43,15 @@ def test_every_benchmark_that_is_quoted_exists() -> None:
     assert all((ROOT / "benchmarks" / f"{name}.py").exists() for name in quoted)
 
 
+@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("agreement.toml")))
+def test_the_agreements_are_valid_once_keys_are_filled_in(path: Path) -> None:
+    text = path.read_text()
+    names = {field: [p["name"] for p in tomllib.loads(text)[field]] for field in FROM_FILES}
+    terms = terms_of_toml(fill_in(text, parties(*names.values())), path)
+    assert terms.schema == load_schema(path.parent / "schema.toml")
+
+
 def test_the_examples_are_valid() -> None:
-    terms = load_terms(EXAMPLES / "terms.toml")
-    assert terms.schema == load_schema(EXAMPLES / "schema.toml")
     for study in sorted(EXAMPLES.rglob("study.toml")):
         assert read_study(study).seeds
 

@@ -6,15 +6,20 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dovetail.agreement import request as requests
+from dovetail.agreement.enrolment import EnrolmentRequest, InvitedDuty
+from dovetail.agreement.files import Parties
+from dovetail.agreement.party import Party
 from dovetail.agreement.request import Request
 from dovetail.agreement.signing import SignedTerms, sign_terms
 from dovetail.agreement.terms import Terms, parse_terms
+from dovetail.crypto.certificates import new_certificate
 from dovetail.crypto.keys import SigningKey, signing_key_of
 
 VECTORS = Path(__file__).parent.parent / "vectors"
@@ -34,6 +39,18 @@ def signed_by_all(terms: Terms, but: Iterable[str] = ()) -> SignedTerms:
     """Terms with the signatures of all parties, or of all ``but`` some."""
     names = [party.name for party, _ in terms.parties if party.name not in but]
     return SignedTerms(terms, tuple(sign_terms(terms, name, key_of(name)) for name in names))
+
+
+def parties(partners: Iterable[str], analysts: Iterable[str] = ()) -> Parties:
+    """The public keys of a coordinator, and of partners and analysts, as files brought them."""
+    duties: list[tuple[str, InvitedDuty]] = [(name, "analyst") for name in analysts]
+    duties += [(name, "partner") for name in partners]
+    enrolled = []
+    for name, duty in duties:
+        pem = new_certificate(name, datetime(2026, 11, 24, tzinfo=UTC))[0].decode()
+        enrolled.append(EnrolmentRequest(name, duty, key_of(name).public, pem, "5f", "ab"))
+    coordinator = Party("coordinator", key_of("coordinator").public, "c0" * 32)
+    return Parties(coordinator, tuple(enrolled))
 
 
 @pytest.fixture

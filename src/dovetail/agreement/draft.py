@@ -85,7 +85,7 @@ def fill_in(text: str, parties: Parties) -> str:
     """
     document = _parse(text)
     named = _named(document)
-    keys = {(duty, party.name): party for duty, party in _keys(parties)}
+    keys = _keys(parties)
     missing = [f"no keys of the {d} {n!r} are there" for d, n in named if (d, n) not in keys]
     surplus = [f"the template names no {d} {n!r}" for d, n in keys if (d, n) not in named]
     if missing or surplus:
@@ -145,9 +145,15 @@ def _parse(text: str) -> TOMLDocument:
         raise SettingError(f"the template is not TOML: {error}") from None
 
 
-def _keys(parties: Parties) -> list[tuple[Duty, Party]]:
-    others: list[tuple[Duty, Party]] = [(r.duty, r.party) for r in parties.enrolled]
-    return [("coordinator", parties.coordinator), *others]
+def _keys(parties: Parties) -> dict[tuple[Duty, str], Party]:
+    found: dict[tuple[Duty, str], Party] = {
+        ("coordinator", parties.coordinator.name): parties.coordinator
+    }
+    for request in parties.enrolled:
+        if (request.duty, request.name) in found:
+            raise SettingError(f"two files hold keys of the {request.duty} {request.name!r}")
+        found[request.duty, request.name] = request.party
+    return found
 
 
 def _named(document: TOMLDocument) -> dict[tuple[Duty, str], Any]:

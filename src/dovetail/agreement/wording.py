@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from dovetail.agreement.request import Family
-from dovetail.agreement.terms import Budget, Period, Terms
+from dovetail.agreement.terms import Period, Terms
 from dovetail.schema import Category, Column, Date, Number
 
 FAMILIES: dict[Family, str] = {
@@ -18,11 +18,11 @@ FAMILIES: dict[Family, str] = {
     "mlp": "neural network",
     "embedding_mlp": "neural network with embedded categories",
 }
-PERIODS: dict[Period, str] = {
-    "never": "ever",
-    "year": "of one calendar year",
-    "quarter": "of one calendar quarter",
-    "month": "of one calendar month",
+JOBS: dict[Period, str] = {
+    "never": "all jobs together",
+    "year": "all jobs together that are admitted in one calendar year",
+    "quarter": "all jobs together that are admitted in one calendar quarter",
+    "month": "all jobs together that are admitted in one calendar month",
 }
 
 
@@ -60,6 +60,12 @@ def periods_touched(terms: Terms) -> int:
     )
 
 
+def number_words(value: float) -> str:
+    """A number, exactly."""
+    plain = float(value).is_integer() and abs(value) < 1e15
+    return f"{value:,.0f}" if plain else repr(value)
+
+
 def column_words(column: Column) -> str:
     """What a column holds, without its name."""
     if isinstance(column, Category):
@@ -78,9 +84,10 @@ def listed(names: Iterable[str]) -> str:
 
 
 def _number_words(column: Number) -> str:
+    low, high = number_words(column.low), number_words(column.high)
     unit = f" {column.unit}" if column.unit else ""
     scale = ", compared by orders of magnitude" if column.transform == "log" else ""
-    return f"a number from {column.low:,g} to {column.high:,g}{unit}{scale}"
+    return f"a number from {low} to {high}{unit}{scale}"
 
 
 def _who(terms: Terms) -> list[str]:
@@ -125,32 +132,34 @@ def _requests(terms: Terms) -> list[str]:
 def _spending(terms: Terms) -> list[str]:
     budget = terms.budget
     return [
-        f"All jobs {PERIODS[budget.period]} together cost each customer at most ε = "
-        f"{budget.epsilon:g} at δ = {budget.delta:g}, at each partner; one job alone at most ε = "
-        f"{terms.max_epsilon_per_job:g}.",
+        f"For each customer of a partner, {JOBS[budget.period]} cost at most ε = "
+        f"{number_words(budget.epsilon)} at δ = {number_words(budget.delta)}; one job alone at "
+        f"most ε = {number_words(terms.max_epsilon_per_job)}.",
         _refill(terms),
         _overlap(terms),
     ]
 
 
 def _cost(terms: Terms) -> list[str]:
+    budget = terms.budget
     return [
         *_spending(terms),
-        f"What that means: of {_whose(terms.budget)}, the probability of anything that anyone may "
-        f"observe differs, with or without one customer, by at most a factor of "
-        f"{_factor(terms.budget.epsilon)}, but for a probability of {terms.budget.delta:g}. "
+        f"What that means: take one customer away, with all of its rows, and the probability of "
+        f"anything that anyone may observe of {JOBS[budget.period]} changes by at most a factor of "
+        f"{_factor(budget.epsilon)}, but for a probability of {number_words(budget.delta)}. "
         "Smaller is more private.",
-        "Each partner's node keeps its own account, before it reads a row, and refuses what does "
-        "not fit any more. What was spent stays spent when the terms are amended.",
+        "Each partner's node keeps its own account. It enters what a job costs before it reads a "
+        "row, and refuses what does not fit any more. What was spent stays spent when the terms "
+        "are amended.",
     ]
 
 
-def _whose(budget: Budget) -> str:
-    return "all jobs together" if budget.period == "never" else f"all jobs {PERIODS[budget.period]}"
-
-
 def _factor(epsilon: float) -> str:
-    return f"{math.exp(epsilon):,.3g}" if epsilon < 20 else f"e^{epsilon:g}"
+    power = f"e^{number_words(epsilon)}"
+    if epsilon >= 20:
+        return power
+    value = math.exp(epsilon)
+    return f"{power} (about {value:,.0f})" if value >= 100 else f"{power} (about {value:.3g})"
 
 
 def _refill(terms: Terms) -> str:
@@ -198,8 +207,8 @@ def _leaves(terms: Terms) -> list[str]:
         f"What does not leave: rows; “{terms.schema.key}” or anything else that identifies a "
         "customer; the real number of customers; any count, mean or extreme value; how well a "
         "model fits the partner's customers; private keys.",
-        "The coordinator sees each partner's noised updates. Every partner gets the finished "
-        "model.",
+        "The coordinator sees each partner's noised updates. The finished model goes to every "
+        "partner and to whoever asked for it.",
     ]
 
 
