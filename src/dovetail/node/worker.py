@@ -21,15 +21,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from dovetail import errors
 from dovetail.agreement import request as requests
 from dovetail.agreement.request import Request
 from dovetail.errors import DovetailError, PolicyError, SettingError, TransportError
 from dovetail.node.pipe import Arrays, Named, receive, send
-from dovetail.node.worker_process import OpenRunner, open_runner
-from dovetail.training.dp_sgd import RoundResult
+
+if TYPE_CHECKING:
+    from dovetail.node.worker_process import OpenRunner
+    from dovetail.training.dp_sgd import RoundResult
 
 _logger = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ _SECONDS_TO_DIE = 10.0
 _SECONDS_BETWEEN_LOOKS = 0.2
 _ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_PRODUCTION = "dovetail.node.worker_process:open_runner"
 _COMMAND = "from dovetail.node.worker_process import serve; serve({})"
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -106,7 +109,7 @@ class Worker:
         arrays: Path,
         declared_customers: int,
         limits: WorkerLimits,
-        open_runner: OpenRunner = open_runner,
+        open_runner: OpenRunner | None = None,
     ) -> None:
         """Nothing is started yet.
 
@@ -114,10 +117,11 @@ class Worker:
             arrays: the folder of prepared customers.
             declared_customers: the public number of customers in the terms, which normalises.
             limits: what one round may use.
-            open_runner: a function of a module, called in the worker.
+            open_runner: a function of a module, called in the worker; by default the one that
+                opens the folder and draws fresh noise.
         """
         self._start = {
-            "open": f"{open_runner.__module__}:{open_runner.__qualname__}",
+            "open": _name_of(open_runner) if open_runner else _PRODUCTION,
             "arrays": str(arrays.absolute()),
             "declared_customers": declared_customers,
         }
@@ -153,6 +157,8 @@ class Worker:
             process = self._ready()
             with process.watched(self._limits.seconds, self._limits.memory_mb, _TOO_LONG):
                 results = process.ask(head, arrays, optimizer_state)
+        from dovetail.training.dp_sgd import RoundResult
+
         return RoundResult(*results)
 
     def close(self) -> None:
@@ -262,6 +268,10 @@ class _Process:
             if _resident_mb(self._process.pid) > memory_mb:
                 self.kill(_TOO_LARGE)
                 break
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}:{function.__qualname__}"
 
 
 def _environment(threads: int) -> dict[str, str]:
