@@ -25,8 +25,13 @@ PATIENCE = 60.0
 """Seconds after which a test that waits has failed."""
 
 
-@cache
 def certificate(name: str, hosts: tuple[str, ...] = (), days: int = 730) -> tuple[bytes, bytes]:
+    """The certificate and key of this description: the same ones each time."""
+    return _certificate(name, hosts, days)
+
+
+@cache
+def _certificate(name: str, hosts: tuple[str, ...], days: int) -> tuple[bytes, bytes]:
     return new_certificate(name, datetime.now(UTC), hosts, days)
 
 
@@ -47,8 +52,8 @@ class Members:
     def __init__(self) -> None:
         self._admitted: dict[str, tuple[bytes, Peer]] = {}
 
-    def admit(self, name: str, role: Role = "node", number: int = 0) -> None:
-        pem, _ = certificate(name)
+    def admit(self, name: str, role: Role, number: int = 0, days: int = 730) -> None:
+        pem, _ = certificate(name, days=days)
         self._admitted[pin_of(pem)] = (pem, Peer(name, role, number))
 
     def revoke(self, name: str) -> None:
@@ -123,8 +128,9 @@ class Coordinator:
         )
         self.port = 0
 
-    def access(self, name: str, port: int | None = None) -> Access:
-        return Access(f"{HOST}:{port or self.port}", COORDINATOR[0], *certificate(name))
+    def access(self, name: str, port: int | None = None, days: int = 730) -> Access:
+        mine = certificate(name, days=days)
+        return Access(f"{HOST}:{port or self.port}", COORDINATOR[0], *mine)
 
     def node(
         self,

@@ -33,6 +33,22 @@ class Admitted:
     address: str
 
 
+class Refused(Exception):  # noqa: N818 - the field's word
+    """A call is not taken.
+
+    Attributes:
+        peer: who called; ``None`` where nobody knows the certificate.
+        code: the status that the call ends with.
+        reason: what the caller is told.
+    """
+
+    def __init__(self, peer: Peer | None, code: grpc.StatusCode, reason: str) -> None:
+        super().__init__(reason)
+        self.peer = peer
+        self.code = code
+        self.reason = reason
+
+
 class Admission:
     """The door that every call of our services goes through, on the wire's own thread."""
 
@@ -41,30 +57,32 @@ class Admission:
         self._on_link = on_link
         self._lasting: dict[object, tuple[Admitted, Callable[[str], None]]] = {}
 
-    async def admit(self, context: grpc.aio.ServicerContext, *roles: Role) -> Admitted:
-        """The peer that calls; aborts the call unless it is known and has one of the roles."""
+    def admit(self, context: grpc.aio.ServicerContext, *roles: Role) -> Admitted:
+        """The peer that calls.
+
+        Raises:
+            Refused: it is not known, or has none of the roles.
+        """
         address = str(context.peer())
         pin = _pin(context)
         peer = self._directory.peer(pin) if pin else None
         if peer is None:
             reason = "the certificate is not enrolled, or was revoked"
-            await self.refuse(context, None, grpc.StatusCode.PERMISSION_DENIED, reason)
+            raise Refused(None, grpc.StatusCode.PERMISSION_DENIED, reason)
         if peer.role not in roles:
             reason = f"{peer.role} {peer.name!r} may not {_WHAT[roles[0]]}"
-            await self.refuse(context, peer, grpc.StatusCode.PERMISSION_DENIED, reason)
+            raise Refused(peer, grpc.StatusCode.PERMISSION_DENIED, reason)
         return Admitted(peer, pin, address)
 
-    async def refuse(
-        self,
-        context: grpc.aio.ServicerContext,
-        peer: Peer | None,
-        code: grpc.StatusCode,
-        reason: str,
-    ) -> NoReturn:
-        """Ends a call that was not let in."""
-        self.tell(LinkEvent("refused", peer, str(context.peer()), reason))
-        await context.abort(code, reason)
+    async def abort(self, context: grpc.aio.ServicerContext, refused: Refused) -> NoReturn:
+        """Tells of a call that is refused, and ends it."""
+        self.note(context, refused)
+        await context.abort(refused.code, refused.reason)
         raise AssertionError("abort raises")
+
+    def note(self, context: grpc.aio.ServicerContext, refused: Refused) -> None:
+        """Tells of a call that is refused."""
+        self.tell(LinkEvent("refused", refused.peer, str(context.peer()), refused.reason))
 
     @contextmanager
     def lasting(self, admitted: Admitted, cut: Callable[[str], None]) -> Iterator[None]:

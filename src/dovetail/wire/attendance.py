@@ -90,7 +90,6 @@ class Attendance:
         self._answering = Answering(incarnation or os.urandom(envelope.ID_BYTES), self._work)
         self._threads = ThreadPoolExecutor(_THREADS, "dovetail-answer")
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._farewell = ""
 
     def run(self, stop: threading.Event) -> None:
         """Attends until ``stop`` is set; returns soon after it, whatever the handler does."""
@@ -147,14 +146,13 @@ class Attendance:
 
     async def _connect(self) -> str:
         """One connection, from beginning to end; returns why it ended."""
-        self._farewell = ""
         credentials = channel_credentials(self._access)
         options = client_options(DOCUMENT_BYTES)
         try:
             async with grpc.aio.secure_channel(self._access.address, credentials, options) as line:
                 call = line.stream_stream(_METHOD)()
                 try:
-                    await self._carry(call)
+                    return await self._carry(call) or "the coordinator ended the connection"
                 finally:
                     call.cancel()
         except (TransportError, RemoteProtocolError) as error:
@@ -163,9 +161,8 @@ class Attendance:
             if self.state.phase == "connected" and error.code() is grpc.StatusCode.UNAVAILABLE:
                 return "the connection to the coordinator was lost"
             return str(transport_error(error.code(), error.details()))
-        return self._farewell or "the coordinator ended the connection"
 
-    async def _carry(self, call: grpc.aio.StreamStreamCall) -> None:
+    async def _carry(self, call: grpc.aio.StreamStreamCall) -> str:
         self._answering.hello(self._clock())
         link = Link(_ClientStream(call), self._answering.outbox, _BEAT, self._pace)
 
@@ -175,13 +172,13 @@ class Attendance:
                 case "welcome":
                     await self._welcomed(link, frame.welcome, bytes(data))
                 case "farewell":
-                    self._farewell = readable(frame.farewell.reason)
+                    link.end(readable(frame.farewell.reason))
                 case "beat":
                     pass
                 case _:
                     self._answering.receive(frame, data)
 
-        await link.carry(hear)
+        return await link.carry(hear)
 
     async def _welcomed(self, link: Link, welcome: pb.Welcome, document: bytes) -> None:
         if not (math.isfinite(welcome.clock) and 0 < welcome.beat <= self._pace.silence):

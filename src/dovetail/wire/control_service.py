@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import grpc  # type: ignore[import-untyped]
 
 from dovetail.errors import DovetailError, error_code, error_text
-from dovetail.wire.admission import Admission, Admitted
+from dovetail.wire.admission import Admission, Admitted, Refused
 from dovetail.wire.document import ERROR_KEY, pieces, read_document, write_document
 from dovetail.wire.peers import ControlHandler, Limits
 
@@ -57,9 +57,8 @@ class ControlService:
         self._stream_threads.shutdown(wait=False, cancel_futures=True)
 
     async def _call(self, method: str, raw: bytes, context: grpc.aio.ServicerContext) -> bytes:
-        admitted = await self._admission.admit(context, "analyst", "operator")
-        if self._calls >= self._limits.calls:
-            await self._full(context, admitted, "too many calls are in progress")
+        full = self._calls >= self._limits.calls and "too many calls are in progress"
+        admitted = await self._admitted(context, full)
         self._calls += 1
         loop = asyncio.get_running_loop()
         answering = loop.run_in_executor(self._call_threads, self._answer, method, admitted, raw)
@@ -95,9 +94,8 @@ class ControlService:
         await self._stream(context, file)
 
     async def _stream(self, context: grpc.aio.ServicerContext, source: Source) -> None:
-        admitted = await self._admission.admit(context, "analyst", "operator")
-        if self._streams >= self._limits.streams:
-            await self._full(context, admitted, "too many watchers and fetchers are connected")
+        full = self._streams >= self._limits.streams and "too many watchers and fetchers"
+        admitted = await self._admitted(context, full)
         loop = asyncio.get_running_loop()
         cancelled = threading.Event()
         cut: asyncio.Future[str] = loop.create_future()
@@ -122,11 +120,15 @@ class ControlService:
         self._streams -= 1
         _take_note(pumping)
 
-    async def _full(
-        self, context: grpc.aio.ServicerContext, admitted: Admitted, reason: str
-    ) -> NoReturn:
-        code = grpc.StatusCode.RESOURCE_EXHAUSTED
-        await self._admission.refuse(context, admitted.peer, code, reason)
+    async def _admitted(self, context: grpc.aio.ServicerContext, full: str | bool) -> Admitted:
+        try:
+            admitted = self._admission.admit(context, "analyst", "operator")
+            if full:
+                code = grpc.StatusCode.RESOURCE_EXHAUSTED
+                raise Refused(admitted.peer, code, str(full))
+        except Refused as refused:
+            await self._admission.abort(context, refused)
+        return admitted
 
 
 def _pump(

@@ -12,13 +12,15 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import grpc  # type: ignore[import-untyped]
 
 from dovetail.errors import RemoteProtocolError, TransportError
 from dovetail.wire import envelope
-from dovetail.wire.admission import Admission, Admitted
+from dovetail.wire.admission import Admission, Admitted, Refused
 from dovetail.wire.answering import VERSION
 from dovetail.wire.asking import Asking, Ended
 from dovetail.wire.budget import Budget, Share
@@ -81,7 +83,7 @@ class Federation:
         self._clock = clock
         self._new_id = new_id
         self._seats: dict[int, _Seat] = {}
-        self._attending: set[asyncio.Task[None]] = set()
+        self._attending: set[asyncio.Task[Any]] = set()
         self._present: dict[int, _Seat] = {}  # guarded by _changed
         self._changed = threading.Condition()
         self._changes = 0
@@ -150,76 +152,86 @@ class Federation:
 
     async def attend(self, _: object, context: grpc.aio.ServicerContext) -> None:
         """The RPC ``Attend``: one connection of one node."""
-        admitted = await self._admission.admit(context, "node")
         stream = _ServerStream(context)
-        hello = await self._hello(stream, context, admitted)
-        seat = await self._take_seat(stream, context, admitted, hello)
-        link, task = seat.link, asyncio.current_task()
-        assert link is not None  # noqa: S101 - just taken
-        assert task is not None  # noqa: S101 - this runs in one
-        self._attending.add(task)
+        try:
+            admitted = self._admission.admit(context, "node")
+            hello = await self._hello(stream, admitted.peer)
+            seat, link = self._take_seat(stream, admitted, hello)
+        except Refused as refused:
+            self._admission.note(context, refused)
+            await self._turn_away(stream, refused.reason)
+            await context.abort(refused.code, refused.reason)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - this is one
         reason = "the connection was closed"
         try:
+            self._attending.add(task)
             with self._admission.lasting(admitted, partial(self._revoke, seat, link)):
-                reason = await link.carry(partial(self._hear, seat)) or reason
-            await link.say_last(envelope.write(pb.ToNode(farewell=pb.Farewell(reason=reason))))
-        except (TransportError, RemoteProtocolError) as error:
-            reason = str(error)
-            await link.say_last(envelope.write(pb.ToNode(farewell=pb.Farewell(reason=reason))))
+                reason = await self._carry(seat, link) or reason
         finally:
             self._attending.discard(task)
             self._stand_up(seat, link, reason)
 
     async def look(self, _: bytes, context: grpc.aio.ServicerContext) -> bytes:
         """The RPC ``Look``: the welcome, without attending."""
-        admitted = await self._admission.admit(context, "node")
+        try:
+            admitted = self._admission.admit(context, "node")
+        except Refused as refused:
+            await self._admission.abort(context, refused)
         welcome, document = self._welcome_to(admitted.peer)
         return envelope.write(pb.ToNode(welcome=welcome), [document])
 
-    async def _hello(
-        self, stream: _ServerStream, context: grpc.aio.ServicerContext, admitted: Admitted
-    ) -> pb.Hello:
+    async def _carry(self, seat: _Seat, link: Link) -> str:
+        """Carries a connection to its end; returns why it ended."""
+        try:
+            reason = await link.carry(partial(self._hear, seat))
+        except (TransportError, RemoteProtocolError) as error:
+            reason = str(error)
+        if reason:
+            await link.say_last(_farewell(reason))
+        return reason
+
+    async def _turn_away(self, stream: _ServerStream, reason: str) -> None:
+        """Says why, and waits for the node to have read it: a call that ends at once may not."""
+        with suppress(Exception):
+            async with asyncio.timeout(LAST_WORD):
+                await stream.write(_farewell(reason))
+                while await stream.read() is not None:
+                    pass
+
+    async def _hello(self, stream: _ServerStream, peer: Peer) -> pb.Hello:
         try:
             async with asyncio.timeout(self._pace.silence):
                 raw = await stream.read()
             frame, _ = envelope.read(raw or b"", pb.FromNode)
-            hello = frame.hello
-            if frame.WhichOneof("frame") != "hello":
-                raise RemoteProtocolError("the node did not say hello")
-            if hello.version != VERSION:
-                raise RemoteProtocolError("the node speaks another version of the protocol")
         except (RemoteProtocolError, TimeoutError) as error:
-            reason = str(error) or "the node did not say hello"
-            code = grpc.StatusCode.FAILED_PRECONDITION
-            await self._admission.refuse(context, admitted.peer, code, reason)
-        return hello
+            raise _unintroduced(peer, str(error) or "the node did not say hello") from None
+        if frame.WhichOneof("frame") != "hello":
+            raise _unintroduced(peer, "the node did not say hello")
+        if frame.hello.version != VERSION:
+            raise _unintroduced(peer, "the node speaks another version of the protocol")
+        return frame.hello
 
-    async def _take_seat(
-        self,
-        stream: _ServerStream,
-        context: grpc.aio.ServicerContext,
-        admitted: Admitted,
-        hello: pb.Hello,
-    ) -> _Seat:
+    def _take_seat(
+        self, stream: _ServerStream, admitted: Admitted, hello: pb.Hello
+    ) -> tuple[_Seat, Link]:
         peer = admitted.peer
         seat = self._seats.get(peer.number)
         if seat is not None and seat.peer != peer:
             self._dismiss(seat, "another node has its number now")
             seat = None
         if seat is None and len(self._seats) >= self._limits.nodes:
-            code, reason = grpc.StatusCode.RESOURCE_EXHAUSTED, "too many nodes are connected"
-            await self._admission.refuse(context, peer, code, reason)
+            code = grpc.StatusCode.RESOURCE_EXHAUSTED
+            raise Refused(peer, code, "too many nodes are connected")
         seat = seat or _Seat(peer, Asking(self.budget, self._limits.max_message_bytes))
         try:
-            self._sit_down(seat, stream, admitted, hello)
+            return seat, self._sit_down(seat, stream, admitted, hello)
         except RemoteProtocolError as error:
-            code = grpc.StatusCode.FAILED_PRECONDITION
-            await self._admission.refuse(context, peer, code, str(error))
-        return seat
+            raise _unintroduced(peer, str(error)) from None
 
     def _sit_down(
         self, seat: _Seat, stream: _ServerStream, admitted: Admitted, hello: pb.Hello
-    ) -> None:
+    ) -> Link:
         welcome, document = self._welcome_to(admitted.peer)
         if seat.link is not None:
             seat.link.end("another connection of the same node took its place")
@@ -227,7 +239,7 @@ class Federation:
         if seat.leaving is not None:
             seat.leaving.cancel()
             seat.leaving = None
-        seat.link = Link(stream, seat.asking.outbox, _BEAT, self._pace)
+        seat.link = link = Link(stream, seat.asking.outbox, _BEAT, self._pace)
         seat.address = admitted.address
         seat.since = self._clock()
         seat.clock_ahead = hello.clock - seat.since if math.isfinite(hello.clock) else math.inf
@@ -236,6 +248,7 @@ class Federation:
             self._present[admitted.peer.number] = seat
         self._tell_change()
         self._admission.tell(LinkEvent("connected", admitted.peer, admitted.address))
+        return link
 
     def _welcome_to(self, peer: Peer) -> tuple[pb.Welcome, bytes]:
         document = self._welcome(peer)
@@ -300,6 +313,14 @@ class Federation:
         heard = self._clock() - (time.monotonic() - link.heard)
         peer = seat.peer
         return NodeLink(peer.name, peer.number, seat.address, seat.since, heard, seat.clock_ahead)
+
+
+def _farewell(reason: str) -> bytes:
+    return envelope.write(pb.ToNode(farewell=pb.Farewell(reason=reason)))
+
+
+def _unintroduced(peer: Peer, reason: str) -> Refused:
+    return Refused(peer, grpc.StatusCode.FAILED_PRECONDITION, reason)
 
 
 class _ServerStream:

@@ -24,7 +24,7 @@ _MEANINGS: dict[grpc.StatusCode, str] = {
     grpc.StatusCode.ABORTED: "the coordinator broke off",
     grpc.StatusCode.OUT_OF_RANGE: "the coordinator refused",
     grpc.StatusCode.UNIMPLEMENTED: "the coordinator does not know this call: versions differ",
-    grpc.StatusCode.INTERNAL: "the other side failed",
+    grpc.StatusCode.INTERNAL: "the call failed, on its way or at the other side",
     grpc.StatusCode.UNAVAILABLE: _UNREACHABLE,
     grpc.StatusCode.DATA_LOSS: "the connection lost data",
     grpc.StatusCode.UNAUTHENTICATED: "the coordinator does not know this certificate",
