@@ -33,6 +33,7 @@ from dovetail.agreement.enrolment import (
 from dovetail.agreement.party import Party, party_from_record
 from dovetail.agreement.signing import TERMS, Signature, SignedTerms, signature_from_record
 from dovetail.agreement.terms import Terms, parse_terms
+from dovetail.agreement.trusted import TrustedTerms
 from dovetail.crypto.keys import verify
 from dovetail.errors import (
     AgreementError,
@@ -151,6 +152,21 @@ def signed_file(path: Path, previous: Terms | None = None) -> SignedFile:
             if file.name.startswith(f"{path.stem}."):
                 unusable.append(str(error))
     return SignedFile(SignedTerms(terms, tuple(good)), tuple(unusable))
+
+
+def require_follows(signed: SignedTerms, path: Path) -> None:
+    """Do nothing if whoever holds the terms in a file would go on to these.
+
+    Raises:
+        SettingError: the file cannot be read.
+        AgreementError: not all have signed what is in the file, or these terms cannot follow it.
+    """
+    trusted = TrustedTerms()
+    try:
+        trusted.update(read_signed(path))
+    except AgreementError as error:
+        raise AgreementError(f"{path.name}: {error}") from None
+    trusted.update(signed)
 
 
 def signature_path(path: Path, signature: Signature, terms: Terms) -> Path:

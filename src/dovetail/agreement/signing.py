@@ -17,6 +17,7 @@ from dovetail.agreement.permit import Permit, permit_from_record, permit_to_reco
 from dovetail.agreement.record import Fields
 from dovetail.agreement.request import Request
 from dovetail.agreement.terms import Terms, parse_terms
+from dovetail.crypto.keyring import Keyring
 from dovetail.crypto.keys import SigningKey, verify
 from dovetail.errors import AgreementError, PolicyError, RemoteProtocolError, SettingError
 
@@ -107,6 +108,19 @@ def sign_terms(
     if key.public not in pinned:
         raise AgreementError(f"the terms pin another key for {party!r} than this one")
     return Signature(party, key.public, key.sign(TERMS, agreed.to_record(terms)))
+
+
+def sign_as(terms: Terms, keyring: Keyring, previous: Terms | None = None) -> Signature:
+    """The yes of a party to terms that pin both of its keys, as :func:`sign_terms`.
+
+    Raises:
+        AgreementError: the terms know no such party, or pin other keys for it.
+    """
+    signature = sign_terms(terms, keyring.name, keyring.signing, previous)
+    party, _ = terms.party(keyring.name)
+    if party.key == signature.key and party.certificate != keyring.pin:
+        raise AgreementError(f"the terms pin another certificate for {party.name!r} than it has")
+    return signature
 
 
 def sign_request(

@@ -101,8 +101,13 @@ def _who(terms: Terms) -> list[str]:
             f"data from {partner.first_day.isoformat()} to {partner.last_day.isoformat()}."
             for partner in terms.partners
         ),
-        f"A customer is one {terms.schema.unit}, with all of its rows at one partner.",
+        _customer(terms.schema.unit),
     ]
+
+
+def _customer(unit: str) -> str:
+    what = "" if unit == "customer" else f"one {unit}, "
+    return f"A customer is {what}taken with all of its rows at one partner."
 
 
 def _purposes(terms: Terms) -> list[str]:
