@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
+from dovetail.cli.asking import ask
 
 if TYPE_CHECKING:
     from dovetail.crypto.keyring import Keyring
@@ -21,14 +21,14 @@ def unlock(folder: Path) -> Keyring:
     Their passphrase comes from the environment, or is asked for on the terminal.
 
     Raises:
-        SettingError: the keys cannot be read, or the passphrase is wrong.
+        SettingError: the keys cannot be read, or the passphrase is wrong or missing.
     """
     from dovetail.crypto.keyring import load_keyring, needs_passphrase
 
     passphrase = None
     if needs_passphrase(folder):
-        passphrase = os.environ.get(PASSPHRASE) or typer.prompt(
-            f"Passphrase of the keys in {folder}", hide_input=True, err=True
+        passphrase = os.environ.get(PASSPHRASE) or ask(
+            f"Passphrase of the keys in {folder}", f"set {PASSPHRASE}", hide_input=True
         )
     return load_keyring(folder, passphrase.encode() if passphrase else None)
 
