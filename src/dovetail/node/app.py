@@ -24,6 +24,7 @@ from dovetail.crypto.keys import SigningKey
 from dovetail.errors import AgreementError, RemoteProtocolError, SettingError
 from dovetail.flower.actions import Contribution, Record
 from dovetail.node.gate import Clock, Decisions, Gate
+from dovetail.schema import Schema
 from dovetail.store.ledger import LedgerStore
 
 if TYPE_CHECKING:  # a node that trains in a process of its own needs no torch
@@ -81,7 +82,7 @@ class Node:
         Raises:
             AgreementError: the terms do not know the partner.
         """
-        self._key = key
+        self._key, self._schema = key, terms.schema
         self._weight = declared_customers(terms, partner)
         self._gate = Gate(terms, partner, ledger, cohort, policy, clock, decisions)
         self._contributor = contributor
@@ -98,6 +99,7 @@ class Node:
     def train(self, request: Record, number: int, arrays: Arrays, state: Arrays) -> Contribution:
         """Contributes to one round: charged, computed, recorded, then returned."""
         admitted = _request(request)
+        require_model(admitted, self._schema, arrays)
         self._gate.begin(admitted, number)
         result = self._contributor.contribute(admitted, number, arrays, state)
         self._gate.commit(admitted, number)
@@ -110,6 +112,23 @@ class Node:
     def keep(self, card: Record, arrays: Arrays) -> None:
         """Keeps a released model."""
         self._keep(card, arrays)
+
+
+def require_model(request: Request, schema: Schema, arrays: Arrays) -> None:
+    """Do nothing if these arrays are finite parameters of the model that a request names.
+
+    Asked before a round is charged: what could not be trained on costs nothing.
+
+    Raises:
+        RemoteProtocolError: they are not.
+        SchemaError: the request names columns that the schema does not have.
+    """
+    wanted = request.task.model.parameters(schema.select(request.task.features))
+    if {p.name: p.shape for p in wanted} != {name: a.shape for name, a in arrays.items()}:
+        raise RemoteProtocolError("the arrays are not those of the model that was asked for")
+    for name, array in arrays.items():
+        if array.dtype != np.float32 or not np.isfinite(array).all():
+            raise RemoteProtocolError(f"array {name!r} is not float32, or not finite")
 
 
 def declared_customers(terms: Terms, partner: str) -> int:

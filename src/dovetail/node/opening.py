@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
+import threading
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +19,7 @@ from dovetail.crypto.keyring import Keyring
 from dovetail.crypto.prg import fresh_key
 from dovetail.data.arrays import CustomerArrays
 from dovetail.data.customers import prepare
-from dovetail.errors import PolicyError, SettingError
+from dovetail.errors import DovetailError, PolicyError, SettingError
 from dovetail.flower.actions import Record
 from dovetail.node.app import Arrays, Contributor, Node, declared_customers
 from dovetail.node.gate import Clock
@@ -32,6 +34,7 @@ from dovetail.store.model import save_received
 from dovetail.store.whole_file import write_whole
 
 _SECRET_BYTES = 32
+_logger = logging.getLogger(__name__)
 
 
 def utc_now() -> datetime:
@@ -172,7 +175,9 @@ class OpenNode:
     ) -> Contributor:
         if child:
             folder = arrays_folder(self._settings, self.terms.schema)
-            return stack.enter_context(Worker(folder, declared, self._settings.limits))
+            worker = stack.enter_context(Worker(folder, declared, self._settings.limits))
+            threading.Thread(target=_warm, args=(worker,), daemon=True).start()
+            return worker
         from dovetail.node.runner import Runner  # brings torch, which only this needs
         from dovetail.training.threads import use_one_thread
 
@@ -186,6 +191,14 @@ class OpenNode:
         if known is None or known.request_digest != record.get("request_digest"):
             raise PolicyError("request", "this partner took part in no such job")
         save_received(self._settings.models / card.request.job, record, arrays)
+
+
+def _warm(worker: Worker) -> None:
+    """Starts the worker before the first round waits for it; a round meets its errors again."""
+    try:
+        worker.start()
+    except DovetailError as error:
+        _logger.warning("the worker could not start: %s", error)
 
 
 def _fresh_dice(_job: str, _number: int) -> SecureSampler:

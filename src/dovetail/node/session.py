@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from threading import Lock
@@ -30,6 +31,16 @@ LARGEST_CLOCK_DIFFERENCE = timedelta(minutes=10)
 """Beyond it a node refuses: budgets refill, permits and terms end by its clock."""
 
 _logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def _refusals_logged(what: str) -> Iterator[None]:
+    """Notes in the node's own log what it refuses, with the rule."""
+    try:
+        yield
+    except DovetailError as error:
+        _logger.warning("refused %s: %s", what, error)
+        raise
 
 
 class Session:
@@ -118,21 +129,24 @@ class Session:
 
     def preview(self, signed: Record) -> Record:
         """See :class:`dovetail.flower.actions.Actions`."""
-        return self._ready().preview(signed)
+        with _refusals_logged("a preview"):
+            return self._ready().preview(signed)
 
     def propose(self, signed: Record) -> Record:
         """See :class:`dovetail.flower.actions.Actions`; one that waits for a person goes there."""
-        node = self._ready()
-        try:
-            return node.propose(signed)
-        except PolicyError as error:
-            if error.rule == "approval":
-                self._desk.wait_for_decision(parsed(signed))
-            raise
+        with _refusals_logged("a proposal"):
+            node = self._ready()
+            try:
+                return node.propose(signed)
+            except PolicyError as error:
+                if error.rule == "approval":
+                    self._desk.wait_for_decision(parsed(signed))
+                raise
 
     def train(self, request: Record, number: int, arrays: Arrays, state: Arrays) -> Contribution:
         """See :class:`dovetail.flower.actions.Actions`."""
-        return self._ready().train(request, number, arrays, state)
+        with _refusals_logged(f"round {number}"):
+            return self._ready().train(request, number, arrays, state)
 
     def close(self, job: str) -> None:
         """See :class:`dovetail.flower.actions.Actions`; heard whatever else stands in the way."""

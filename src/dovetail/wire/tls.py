@@ -17,7 +17,7 @@ _BOTH_SIDES = (
     ("grpc.http2.max_pings_without_data", 0),
 )
 _SERVER = (
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.so_reuseport", 0),  # a second coordinator at the same address is an error
     ("grpc.max_concurrent_streams", 64),
     ("grpc.server_handshake_timeout_ms", 10_000),
