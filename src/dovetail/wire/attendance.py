@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import grpc  # type: ignore[import-untyped]
@@ -37,7 +38,9 @@ _THREADS = 4
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 30.0
 _SETTLED = 10.0
 """Seconds that a connection lasts before the next one is tried for without waiting longer."""
+_LEAST_BEAT = 0.05
 _BEATS_OF_SILENCE = 3
+_UNEXPLAINED = "the coordinator ended the connection"
 _logger = logging.getLogger(__name__)
 
 
@@ -152,7 +155,7 @@ class Attendance:
             async with grpc.aio.secure_channel(self._access.address, credentials, options) as line:
                 call = line.stream_stream(_METHOD)()
                 try:
-                    return await self._carry(call) or "the coordinator ended the connection"
+                    return await self._carry(call) or _UNEXPLAINED
                 finally:
                     call.cancel()
         except (TransportError, RemoteProtocolError) as error:
@@ -165,23 +168,22 @@ class Attendance:
     async def _carry(self, call: grpc.aio.StreamStreamCall) -> str:
         self._answering.hello(self._clock())
         link = Link(_ClientStream(call), self._answering.outbox, _BEAT, self._pace)
+        return await link.carry(partial(self._hear, link))
 
-        async def hear(raw: bytes) -> None:
-            frame, data = envelope.read(raw, pb.ToNode)
-            match frame.WhichOneof("frame"):
-                case "welcome":
-                    await self._welcomed(link, frame.welcome, bytes(data))
-                case "farewell":
-                    link.end(readable(frame.farewell.reason))
-                case "beat":
-                    pass
-                case _:
-                    self._answering.receive(frame, data)
-
-        return await link.carry(hear)
+    async def _hear(self, link: Link, raw: bytes) -> None:
+        frame, data = envelope.read(raw, pb.ToNode)
+        match frame.WhichOneof("frame"):
+            case "welcome":
+                await self._welcomed(link, frame.welcome, bytes(data))
+            case "farewell":
+                link.end(readable(frame.farewell.reason) or _UNEXPLAINED)
+            case "beat":
+                pass
+            case _:
+                self._answering.receive(frame, data)
 
     async def _welcomed(self, link: Link, welcome: pb.Welcome, document: bytes) -> None:
-        if not (math.isfinite(welcome.clock) and 0 < welcome.beat <= self._pace.silence):
+        if not (math.isfinite(welcome.clock) and _LEAST_BEAT <= welcome.beat <= self._pace.silence):
             raise RemoteProtocolError("the coordinator's welcome is malformed")
         link.pace = Pace(welcome.beat, _BEATS_OF_SILENCE * welcome.beat)
         self.state = State("connected")

@@ -27,7 +27,7 @@ class Budget:
     granted once nothing else is held.
 
     Guarantees:
-        Shares granted and not released sum to at most ``limit``, or there is just one.
+        Shares granted and not released sum to at most ``limit``, or all but one are empty.
     """
 
     def __init__(self, limit: int) -> None:
@@ -62,4 +62,4 @@ class Budget:
             share.on_grant()
 
     def _fits(self, share: Share) -> bool:
-        return not self._held or self.used + share.size <= self._limit
+        return not self.used or self.used + share.size <= self._limit
