@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import distribution
@@ -46,13 +47,13 @@ class Server:
         assert self._process.stderr is not None
         for line in self._process.stderr:
             if "ready to accept connections" in line:
-                return
+                return threading.Thread(target=self._process.stderr.read).start()
         raise AssertionError("PostgreSQL did not start")
 
     def stop(self) -> None:
         """Stops it at once, whoever is connected."""
         self._process.send_signal(signal.SIGQUIT)
-        self._process.communicate()
+        self._process.wait()
 
     def url(self, user: str = "dovetail", database: str = "postgres") -> str:
         return f"postgresql://{user}@/{database}?unix_sock={self.socket}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -122,6 +123,9 @@ class SessionClaim:
 
     def release(self) -> None:
         """Give it back."""
+        unlock = sa.select(sa.func.pg_advisory_unlock(*lock_key(Purpose.COORDINATE)))
+        with suppress(DovetailError), self._database.translated():  # it ends with the session too
+            self._connection.execute(unlock)
         self._connection.invalidate()
         self._connection.close()
 

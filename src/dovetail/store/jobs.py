@@ -67,7 +67,12 @@ class JobStore(EventLog):
             SettingError: the place cannot be used, holds something else, or was written by a
                 later version; or PostgreSQL's driver is missing.
         """
-        return cls(Database(place, lock_timeout), clock)
+        database = Database(place, lock_timeout)
+        try:
+            return cls(database, clock)
+        except BaseException:
+            database.close()
+            raise
 
     def __enter__(self) -> JobStore:
         return self
