@@ -1,7 +1,8 @@
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.csv
@@ -9,6 +10,8 @@ import pyarrow.parquet
 import pytest
 
 from dovetail.schema import Category, Date, Label, Number, Schema
+from tests.data.shop import Shop
+from tests.postgres import Server, running_server
 
 Table = Mapping[str, Sequence[Any]]
 Write = Callable[[str, Table], Path]
@@ -60,3 +63,17 @@ def table() -> dict[str, list[Any]]:
         "day": [date(2020, 1, 1), None, date(2020, 12, 31), date(2020, 7, 1), date(2020, 7, 1)],
         "bought": [0, 1, 0, 1, 1],
     }
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def shop(postgres: Server) -> Shop:
+    """A user of a real PostgreSQL server, with a schema of the user's own."""
+    user = urlsplit(postgres.new_place()).username
+    assert user
+    return Shop(postgres, user)

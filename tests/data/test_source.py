@@ -1,13 +1,18 @@
 import stat
+import string
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dovetail.data.engine import Limits
 from dovetail.data.source import Source, materialise, run_query
-from dovetail.errors import DataError
+from dovetail.errors import DataError, SettingError
 
 Write = Callable[..., Path]
 
@@ -236,3 +241,78 @@ def test_a_relative_destination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     materialise("SELECT 1 AS one", {}, Path("here.parquet"))
     assert rows_of(Source.files(Path("here.parquet"))) == [(1,)]
+
+
+@pytest.mark.parametrize("names", [("who", "spend", "who"), ("who", "WHO")])
+def test_a_parquet_file_that_names_a_column_twice_is_refused(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    table = pa.table([pa.array([1])] * len(names), names=list(names))
+    pa.parquet.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"'t\.parquet' has two columns of one name"):
+        rows_of(Source.files(tmp_path / "t.parquet"))
+
+
+def columns_of(source: Source) -> dict[str, object]:
+    with source.open(Limits()) as opened:
+        (row,) = opened.rows('FROM "dovetail rows"')
+        return dict(zip(opened.columns("dovetail rows"), row, strict=True))
+
+
+def test_columns_under_other_names(write: Write) -> None:
+    source = Source.files(write("t.parquet", {"hh_key": ["a"], "Umsatz": [1], "shop": ["n"]}))
+    renamed = source.renamed({"who": "HH_KEY", "spend": "umsatz"})
+    assert columns_of(renamed) == {"who": "a", "spend": 1, "shop": "n"}
+    assert renamed.own_name("WHO") == "HH_KEY"
+    assert renamed.own_name("shop") == "shop"
+    query = Source.sql("SELECT 1 AS a, 2 AS b", {}).renamed({"x": "b"})
+    assert columns_of(query) == {"x": 2, "a": 1}
+
+
+def test_columns_may_change_places_or_serve_twice(write: Write) -> None:
+    source = Source.files(write("t.parquet", {"a": [1], "b": [2], "c": [3]}))
+    assert columns_of(source.renamed({"a": "b", "b": "a"})) == {"a": 2, "b": 1, "c": 3}
+    assert columns_of(source.renamed({"x": "a", "y": "a"})) == {"x": 1, "y": 1, "b": 2, "c": 3}
+    assert columns_of(source.renamed({"A": "c"})) == {"A": 3, "b": 2}
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.dictionaries(st.text(string.ascii_lowercase, min_size=1), st.integers(0, 9), min_size=1),
+    st.data(),
+)
+def test_every_name_finds_its_column(
+    write: Write, table: dict[str, int], data: st.DataObject
+) -> None:
+    names = st.text(string.ascii_lowercase + "\"';) ", min_size=1)
+    mapping = data.draw(st.dictionaries(names, st.sampled_from(sorted(table))))
+    source = Source.files(write("t.parquet", {name: [value] for name, value in table.items()}))
+    found = columns_of(source.renamed(mapping))
+    assert {name: found[name] for name in mapping} == {n: table[own] for n, own in mapping.items()}
+    kept = table.keys() - mapping.keys() - set(mapping.values())
+    assert {name: found[name] for name in kept} == {name: table[name] for name in kept}
+    assert len(found) == len(mapping) + len(kept)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("umsats", "no column 'umsats'; did you mean 'umsatz'"),
+        ("upper(umsatz)", "no column"),
+        ('umsatz" AS x, "who', "no column"),
+        ("1", "no column '1'$"),
+        ("*", "no column"),
+        ("", "no column"),
+    ],
+)
+def test_only_columns_can_be_renamed(write: Write, wanted: str, message: str) -> None:
+    source = Source.files(write("t.parquet", {"who": ["a"], "umsatz": [1]}))
+    with pytest.raises(DataError, match=message):
+        columns_of(source.renamed({"spend": wanted}))
+
+
+def test_a_name_cannot_be_mapped_twice(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="mapped twice"):
+        Source.files(tmp_path).renamed({"spend": "a", "SPEND": "b"})

@@ -1,4 +1,4 @@
-"""Where a partner's rows are: Parquet or CSV files, or SQL over them; read lazily by DuckDB."""
+"""Where a partner's rows are: files, SQL over files, or a database; read lazily by DuckDB."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ import glob
 import gzip
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dovetail.data.database import DatabaseQuery, fetched
 from dovetail.data.engine import ROWS, Limits, Session, exactly, literal, quote, session
-from dovetail.errors import DataError
+from dovetail.errors import DataError, SettingError
+from dovetail.schema import did_you_mean
 
 _PARQUET, _CSV = (".parquet", ".pq"), (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _CSV_RULES = "header = true, skip = 0, comment = '', quote = '\"', escape = '\"'"
@@ -21,21 +26,28 @@ _CSV_RULES = "header = true, skip = 0, comment = '', quote = '\"', escape = '\"'
 _SEPARATORS = ",;\t|"
 _LONGEST_HEADER = 2**20
 _FILES_TABLE = "files"
+_OWN = "rows under their own names"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Rows to read, described and not yet opened; make one with :meth:`files` or :meth:`sql`.
+    """Rows to read, described and not yet opened.
+
+    Make one with :meth:`files`, :meth:`sql` or :meth:`database`, and perhaps :meth:`renamed`.
 
     Attributes:
         tables: path of each named table: one file, a glob, or a folder of files of one format.
         query: SQL over those names.
         as_text: whether CSV columns stay text, to be read as the schema declares them.
+        fetched_from: the database whose rows are fetched into a file of their own first.
+        columns: pairs of a schema's name and the table's own name for it.
     """
 
     tables: tuple[tuple[str, Path], ...]
     query: str
     as_text: bool
+    fetched_from: DatabaseQuery | None = None
+    columns: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def files(cls, path: Path) -> Source:
@@ -55,6 +67,41 @@ class Source:
         and a key ``007`` does not become 7.
         """
         return cls(tuple(tables.items()), query, as_text)
+
+    @classmethod
+    def database(cls, url: str, query: str) -> Source:
+        """The result of one SELECT in a PostgreSQL database, or all rows of one table or view.
+
+        The rows are copied whenever the source is opened, into a private file in the work folder
+        that the limits must name; so the query should select no more columns than are needed.
+
+        Args:
+            url: ``postgresql://user@host:5432/database``, with whatever else libpq reads. A
+                password is better kept in ``PGPASSWORD`` or ``~/.pgpass``.
+            query: PostgreSQL's SQL, or a table's name, with its schema's where needed.
+
+        Raises:
+            SettingError: the URL is not PostgreSQL's, or the query is empty.
+        """
+        return cls((), f"FROM {_FILES_TABLE}", True, DatabaseQuery(url, query))
+
+    def renamed(self, columns: Mapping[str, str]) -> Source:
+        """The same rows under a schema's names.
+
+        Args:
+            columns: the schema's name of a column, and the table's own. Columns that are not
+                mentioned keep their names, unless another takes it.
+
+        Raises:
+            SettingError: a schema's name occurs twice, in upper and lower case say.
+        """
+        if len({name.lower() for name in columns}) < len(columns):
+            raise SettingError("columns: a name is mapped twice")
+        return replace(self, columns=tuple(columns.items()))
+
+    def own_name(self, column: str) -> str:
+        """What the table itself calls a column of the schema."""
+        return next((own for name, own in self.columns if name.lower() == column.lower()), column)
 
     @contextmanager
     def open(self, limits: Limits) -> Iterator[Session]:
@@ -122,13 +169,34 @@ def materialise(
 
 @contextmanager
 def _opened(source: Source, limits: Limits, writable: Path | None = None) -> Iterator[Session]:
-    files = {name: _matching(path) for name, path in source.tables}
-    readable = [file for matched in files.values() for file in matched]
-    with session(limits, readable, [writable] if writable else []) as opened:
+    with ExitStack() as stack:
+        tables = source.tables
+        if source.fetched_from:
+            path = stack.enter_context(fetched(source.fetched_from, limits))
+            tables = ((_FILES_TABLE, path),)
+        files = {name: _matching(path) for name, path in tables}
+        readable = [file for matched in files.values() for file in matched]
+        outputs = [writable] if writable else []
+        opened = stack.enter_context(session(limits, readable, outputs))
         for name, matched in files.items():
             opened.create_view(name, _reader(matched, source.as_text))
-        opened.create_user_view(ROWS, source.query)
+        opened.create_user_view(_OWN if source.columns else ROWS, source.query)
+        if source.columns:
+            opened.create_view(ROWS, _under_new_names(source, list(opened.columns(_OWN))))
         yield opened
+
+
+def _under_new_names(source: Source, found: list[str]) -> str:
+    """SQL for the rows with columns renamed; what a name is renamed to is a column, never SQL."""
+    own = {name.lower(): name for name in found}
+    for _, wanted in source.columns:
+        if wanted.lower() not in own:
+            hint = did_you_mean(wanted, found)
+            raise DataError(f"columns: the table has no column {wanted!r}{hint}")
+    taken = {name.lower() for pair in source.columns for name in pair}
+    selected = [f"{quote(own[wanted.lower()])} AS {quote(name)}" for name, wanted in source.columns]
+    selected += [quote(name) for name in found if name.lower() not in taken]
+    return f"SELECT {', '.join(selected)} FROM {quote(_OWN)}"  # noqa: S608 - quoted
 
 
 def _matching(path: Path) -> list[Path]:
@@ -161,8 +229,18 @@ def _require_readable(file: Path) -> None:
         raise DataError(f"file {file.name!r} cannot be opened: check its permissions") from None
     if not head:
         raise DataError(f"file {file.name!r} is empty")
-    if _all_end([file], _PARQUET) and not head == tail == b"PAR1":
-        raise DataError(f"file {file.name!r} is truncated or no Parquet file; write it anew")
+    if _all_end([file], _PARQUET):
+        if not head == tail == b"PAR1":
+            raise DataError(f"file {file.name!r} is truncated or no Parquet file; write it anew")
+        _require_distinct_columns(file)
+
+
+def _require_distinct_columns(file: Path) -> None:
+    """Refuses names that SQL does not tell apart; DuckDB would rename all but one in silence."""
+    with suppress(OSError, pa.ArrowException):  # what is damaged, DuckDB finds and names
+        names = [name.lower() for name in pq.read_schema(file).names]
+        if len(set(names)) < len(names):
+            raise DataError(f"file {file.name!r} has two columns of one name; rename one")
 
 
 def _reader(files: list[Path], as_text: bool) -> str:
