@@ -4,14 +4,13 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from dovetail.agreement.terms import Budget
 from dovetail.errors import DovetailError, LedgerError, PolicyError
@@ -27,6 +26,7 @@ MEMORY = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
 """Where files are written at once: what a killed process leaves behind is the same there."""
 BUDGET = Budget(accountant.epsilon({STEP: STEPS}, 1e-5), 1e-5)
 """Covers ten steps and no eleventh."""
+MONTHLY = Budget(BUDGET.epsilon, BUDGET.delta, "month")
 
 
 def open_store(path: Path | None, **settings: Any) -> LedgerStore:
@@ -297,104 +297,34 @@ def test_a_clock_that_fails_leaves_nothing_behind(path: Path, store: LedgerStore
     store.reserve("autumn", REQUEST, STEP, 1)
 
 
-class Spending(RuleBasedStateMachine):
-    """A partner's jobs with crashes anywhere, beside a plain count of what was begun.
-
-    The budget covers ten steps; the counter is kept apart from the ledger and forgets nothing.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.folder = tempfile.TemporaryDirectory(dir=MEMORY)
-        self.path = Path(self.folder.name) / "ledger.db"
-        self.store = open_store(self.path)
-        self.reserved: dict[str, int] = {}
-        self.begun: dict[str, int] = {}
-        self.cancelled: set[str] = set()
-        self.committed: set[tuple[str, int]] = set()
-        self.attempts: dict[tuple[str, int], int] = {}
-
-    def teardown(self) -> None:
-        self.store.close()
-        self.folder.cleanup()
-
-    jobs = st.sampled_from(["a", "b", "c"])
-    counts = st.integers(min_value=1, max_value=3)
-    rounds = st.integers(min_value=1, max_value=2)
-
-    def charged(self) -> int:
-        return sum(
-            self.begun[job] if job in self.cancelled else max(self.begun[job], promised)
-            for job, promised in self.reserved.items()
-        )
-
-    @rule(job=jobs, count=counts)
-    def reserve(self, job: str, count: int) -> None:
-        fits = job not in self.reserved and self.charged() + count <= STEPS
-        if self.tried(fits, self.store.reserve, job, REQUEST, STEP, count):
-            self.reserved[job], self.begun[job] = count, 0
-
-    @rule(job=jobs, number=rounds, count=counts)
-    def begin(self, job: str, number: int, count: int) -> None:
-        before = self.charged()
-        open_ = job in self.reserved and job not in self.cancelled
-        first = {key: n for key, n in self.attempts.items() if key[0] == job}
-        fits = open_ and (job, number) not in self.committed
-        if fits and (job, number) in first:
-            fits = first[job, number] == count
-        elif fits:
-            fits = sum(first.values()) + count <= self.reserved[job]
-        if fits:
-            after = max(self.reserved[job], self.begun[job] + count)
-            fits = before - max(self.reserved[job], self.begun[job]) + after <= STEPS
-        if self.tried(fits, self.store.begin, job, number, count):
-            self.begun[job] += count
-            self.attempts.setdefault((job, number), count)
-
-    @rule(job=jobs, number=rounds)
-    def commit(self, job: str, number: int) -> None:
-        fits = (job, number) in self.attempts and (job, number) not in self.committed
-        if self.tried(fits and job not in self.cancelled, self.store.commit, job, number):
-            self.committed.add((job, number))
-
-    @rule(job=jobs)
-    def cancel(self, job: str) -> None:
-        fits = job in self.reserved and job not in self.cancelled
-        if self.tried(fits, self.store.cancel, job):
-            self.cancelled.add(job)
-
-    @rule()
-    def crash(self) -> None:
-        self.store = open_store(self.path)
-
-    @rule()
-    def restart(self) -> None:
-        self.store.close()
-        self.store = open_store(self.path)
-
-    @invariant()
-    def the_budget_holds_and_nothing_that_was_begun_is_missing(self) -> None:
-        ledger = self.store.refresh()
-        assert ledger.epsilon() <= BUDGET.epsilon
-        assert ledger.spending().get(STEP, 0) == self.charged() <= STEPS
-        assert self.charged() >= sum(self.begun.values())
-        drawn = {job: spent.drawn for job, spent in ledger.spending_by_job().items()}
-        assert drawn == self.begun
-
-    def tried(self, fits: bool, act: Any, *details: Any) -> bool:
-        length = self.store.refresh().length
-        try:
-            act(*details)
-        except (LedgerError, PolicyError):
-            assert not fits
-            assert self.store.refresh().length == length
-            return False
-        assert fits
-        return True
+def test_what_was_read_once_is_not_read_again(full: Path) -> None:
+    with open_store(full) as store:
+        tamper(full, "UPDATE entries SET count = 1 WHERE sequence = 1")
+        assert store.refresh().length == 6
+        store.reserve("autumn", REQUEST, STEP, 1)
+    with pytest.raises(LedgerError, match="ledger entry 1: "):
+        open_store(full)
 
 
-Spending.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
-TestSpending = Spending.TestCase
+def test_a_budget_refills_with_the_month_and_no_clock_brings_an_old_one_back(path: Path) -> None:
+    now = NOW
+    with LedgerStore(path, MONTHLY, lambda: now) as store:
+        store.reserve("spring", REQUEST, STEP, 5)
+        now = NOW + timedelta(days=1)
+        store.reserve("summer", REQUEST, STEP, STEPS)
+        store.begin("spring", 1, 5)
+        now = NOW
+        with pytest.raises(LedgerError, match="clock went backwards"):
+            store.reserve("autumn", REQUEST, STEP, 5)
+        assert store.refresh().length == 3
+    with LedgerStore(path, MONTHLY, lambda: now) as again:
+        assert again.refresh().periods() == ("2024-05", "2024-06")
+        with pytest.raises(LedgerError, match="clock went backwards"):
+            again.commit("spring", 1)
+    with open_store(path) as other:  # the same history under terms without periods
+        assert other.refresh().spending() == {STEP: 15}
+        with pytest.raises(PolicyError):
+            other.reserve("autumn", REQUEST, STEP, 1)
 
 
 def test_errors_carry_no_path_and_no_statement(full: Path) -> None:

@@ -60,6 +60,7 @@ _ENTRIES = sa.Table(
     sa.Column("count", sa.Integer),
     sa.Column("digest", sa.Text, nullable=False),
 )
+_COLUMNS = tuple(column.name for column in _ENTRIES.columns)
 _INSERT = _ENTRIES.insert()
 _AFTER = (
     sa.select(_ENTRIES)
@@ -266,7 +267,7 @@ def _row(entry: Entry) -> dict[str, object]:
 
 
 def _entry(row: sa.Row[Any]) -> Entry:
-    record = dict(row._mapping)
+    record: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
     digest, sequence = record.pop("digest"), record["sequence"]
     try:
         if record["event"] is not None:
