@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal, get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,11 +47,35 @@ def test_every_end_but_release_needs_a_reason(state: State) -> None:
     assert job.move(state, "rule: text").reason == "rule: text"
 
 
-def test_rounds_are_finished_in_order_and_once() -> None:
-    job = running().finish_round(1)
-    assert job.rounds_done == 1
-    for number in (1, 3):
+@pytest.mark.parametrize("state", [s for s in State if s is not State.RUNNING])
+def test_only_a_running_job_has_rounds(state: State) -> None:
+    job = replace(running(), state=state)
+    for act in (job.ask_round, replace(job, round_asked=1).finish_round, job.lose_round):
         with pytest.raises(LocalProtocolError):
-            job.finish_round(number)
-    with pytest.raises(LocalProtocolError):
-        JOB.finish_round(1)
+            act()
+
+
+Act = Literal["ask_round", "finish_round", "lose_round"]
+
+
+@given(st.lists(st.sampled_from(get_args(Act)), max_size=12))
+def test_a_rounds_number_is_asked_once_and_ends_once(acts: list[Act]) -> None:
+    job, asked, open_one = running(), 0, False
+    for act in acts:
+        allowed = not open_one and asked < TASK.rounds if act == "ask_round" else open_one
+        if not allowed:
+            with pytest.raises(LocalProtocolError):
+                getattr(job, act)()
+            continue
+        job, open_one = getattr(job, act)(), act == "ask_round"
+        asked += open_one
+        assert job.round_asked == asked <= job.rounds
+        assert job.round_open is open_one
+        assert job.rounds_done + job.rounds_lost == asked - open_one
+
+
+@pytest.mark.parametrize(("rounds", "most"), [(1, 1), (3, 1), (19, 1), (20, 2), (100, 10)])
+def test_a_tenth_of_the_rounds_or_one_may_be_lost(rounds: int, most: int) -> None:
+    job = replace(running(), request=Request("job-1", replace(TASK, rounds=rounds)))
+    assert not replace(job, round_asked=most, rounds_lost=most).too_many_lost
+    assert replace(job, round_asked=most, rounds_lost=most + 1).too_many_lost

@@ -199,13 +199,14 @@ class Run:
 
     def _propose(self) -> None:
         """Asks every partner's permit; the job starts only with all of them."""
-        waiting, until = set(self.partners), time.monotonic() + self.deadline
+        waiting, began = set(self.partners), time.monotonic()
+        until = began + self.deadline
         while waiting:
             refusals = self._ask_permits(waiting)
             if refusals:
                 self._refuse(refusals)
             if self._awaited:
-                until = max(until, time.monotonic() + APPROVAL_SECONDS)
+                until = max(until, began + APPROVAL_SECONDS)
             if waiting and not self._wait_until(until):
                 node = min(waiting)
                 raise TooManyDropouts(f"{self.partners[node]} did not answer the proposal in time")
