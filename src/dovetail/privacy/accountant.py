@@ -27,6 +27,8 @@ _TOLERANCE = 2e-4  # of the cost's logarithm when calibrating: one to two units 
 _STRIDE = 0.3  # in the multiplier's logarithm: about how far RDP lies from PLD
 _ROUNDING = 1e-6  # of δ: far more than the order of composing changes
 
+_Question = tuple[History, History, float, float]  # what was spent, with more, δ and ε
+
 
 def epsilon(spending: Spending, delta: float) -> float:
     """The smallest ε that can be stated for a history at ``delta``, from above.
@@ -83,6 +85,7 @@ class Accountant:
     def __init__(self) -> None:
         """Begin with nothing composed."""
         self._compositions = pld.Compositions()
+        self._answered: tuple[_Question | None, bool] = (None, False)
 
     def epsilon(self, spending: Spending, delta: float) -> float:
         """As :func:`dovetail.privacy.accountant.epsilon`."""
@@ -92,16 +95,23 @@ class Accountant:
         """Whether ``spending`` and ``more`` together cost at most ``epsilon`` at ``delta``.
 
         As :func:`dovetail.privacy.accountant.fits`. The distribution of ``spending`` is kept, so
-        that the next question costs one composition and not one for each kind of event.
+        that the next question costs one composition and not one for each kind of event, and the
+        same question again (a job is judged and then reserved) costs nothing.
         """
         together = {**spending, **{event: spending.get(event, 0) + more[event] for event in more}}
         history, delta = history_of(together), _checked_delta(delta)
         bound = _bound(history, delta)
         if bound <= epsilon or bound > LARGEST_EXACT_EPSILON or not epsilon >= 0:
             return bound <= epsilon
-        return self._fits_exactly(history_of(spending), history, delta, epsilon)
+        question = (history_of(spending), history, delta, epsilon)
+        answered, answer = self._answered
+        if question != answered:
+            answer = self._fits_exactly(question)
+            self._answered = (question, answer)
+        return answer
 
-    def _fits_exactly(self, before: History, after: History, delta: float, epsilon: float) -> bool:
+    def _fits_exactly(self, question: _Question) -> bool:
+        before, after, delta, epsilon = question
         cell = pld.cell_for(after, delta)
         if before:
             self._compositions.of(before, cell)
