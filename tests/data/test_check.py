@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dovetail.data.check import CheckReport, bucket, check
+from dovetail.data.check import CheckReport, bucket, check, check_scorable
+from dovetail.data.engine import Limits
 from dovetail.data.source import Source
 from dovetail.errors import DataError, DovetailError, SchemaError
 from dovetail.schema import Label, Schema
@@ -292,3 +293,69 @@ def test_no_error_of_a_query_holds_a_value(write: Write, schema: Schema, query: 
         check(Source.sql(query, {"t": path}), schema).raise_if_bad()
     text = "".join(traceback.format_exception(caught.value))
     assert CANARY not in text.replace(query, "")
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_a_report_knows_how_many_would_take_part(
+    write: Write, schema: Schema, table: Table, ending: str
+) -> None:
+    report = report_on(write(f"t.{ending}", table), schema)
+    assert (report.rows, report.customers) == (5, 3)
+    assert "5" not in repr(report)
+    assert "3" not in repr(report)
+    table["spend"][0] = None
+    report = report_on(write(f"u.{ending}", table), schema)
+    assert (report.rows, report.customers) == (5, 0)
+    del table["spend"]
+    report = report_on(write(f"v.{ending}", table), schema)
+    assert (report.rows, report.customers) == (0, 0)
+
+
+def scorable(path: Path, schema: Schema) -> CheckReport:
+    with Source.files(path).open(Limits()) as opened:
+        return check_scorable(opened, schema)
+
+
+def test_scores_need_no_label(write: Write, schema: Schema, table: Table) -> None:
+    del table["bought"]
+    report = scorable(write("t.parquet", table), schema)
+    assert (report.errors, report.warnings) == ((), ())
+    assert (report.rows, report.customers) == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "warned"),
+    [
+        ([None, 1, 0, None, 0], False),
+        ([0, 0, 0, 0, 0], False),
+        ([None] * 5, False),
+        ([2, 1, 0, 1, 0], True),
+        (["perhaps"] * 5, True),
+        ([[1]] * 5, False),
+    ],
+)
+def test_odd_labels_are_no_error_for_scores(
+    write: Write, schema: Schema, table: Table, labels: list[Any], warned: bool
+) -> None:
+    report = scorable(write("t.parquet", {**table, "bought": labels}), schema)
+    assert report.errors == ()
+    assert [finding.column for finding in report.warnings] == ["bought"] * warned
+
+
+def test_rows_beyond_the_limit_count_for_scores(write: Write, schema: Schema, table: Table) -> None:
+    one = replace(schema, max_rows_per_customer=1)
+    assert scorable(write("t.parquet", table), one).warnings == ()
+
+
+@pytest.mark.parametrize("name", ["spend NULL", "spend NaN", "day is text", "key NULL"])
+def test_what_else_is_wrong_is_wrong_for_scores_too(
+    write: Write, schema: Schema, table: Table, name: str
+) -> None:
+    changed, values, column, words = BAD[name]
+    report = scorable(write("t.parquet", {**table, changed: values}), schema)
+    (finding,) = report.errors
+    assert finding.column == column
+    assert words in finding.message
+    del table[changed]
+    (finding,) = scorable(write("u.parquet", table), schema).errors
+    assert "not in the table" in finding.message

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from dovetail.data import encode
 from dovetail.data.engine import ROWS, Limits, Session, quote
@@ -16,6 +17,10 @@ _FAR_ODDS = 3.0
 """Odds of a one this many times the declared ones, or this part of them, are worth a look."""
 _CHANCE = 4.0
 """Standard deviations within which a small table's share of ones may lie by chance alone."""
+
+
+_Accepts = Callable[[str], bool]
+"""Whether a column may have an SQL type."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,15 @@ class CheckReport:
     Attributes:
         errors: the table cannot be used until these are mended.
         warnings: the table can be used; what is clamped, replaced or sampled down.
+        rows: of the table, exactly; show people its :func:`bucket`. 0 if they were not counted.
+        customers: how many would take part, exactly, and the same for showing it; 0 while there
+            are errors.
     """
 
     errors: tuple[Finding, ...]
     warnings: tuple[Finding, ...]
+    rows: int = field(default=0, repr=False)
+    customers: int = field(default=0, repr=False)
 
     def raise_if_bad(self) -> None:
         """Do nothing if there are no errors.
@@ -90,26 +100,45 @@ def check(source: Source, schema: Schema, limits: Limits | None = None) -> Check
 
 def check_opened(opened: Session, schema: Schema) -> CheckReport:
     """Like :func:`check`, for a session that is open already."""
-    misfits = tuple(_misfits(schema, opened.columns(ROWS)))
-    if len(misfits) == len(schema.columns) + 2:
-        message = "it has none of the declared columns: is it the right file, with a header?"
-        return CheckReport((Finding(None, message),), ())
-    if misfits:
+    wanted = {schema.key: encode.accepts_name, schema.label.name: encode.accepts_label}
+    if misfits := _misfits(opened, schema, wanted):
         return CheckReport(misfits, ())
-    probes = list(_probes(schema))
-    label = encode.label_value(schema)
-    counted = [f"count_if({probe.broken})" for probe in probes]
-    counted += ["count(*)", f"count_if({label} = 1)"]
-    (counts,) = opened.rows(f"SELECT {', '.join(counted)} FROM {quote(ROWS)}")  # noqa: S608
-    *broken, rows, ones = counts
-    found = [(probe, count) for probe, count in zip(probes, broken, strict=True) if count]
-    errors = [_finding(probe, count, rows) for probe, count in found if probe.fatal]
-    warnings = [_finding(probe, count, rows) for probe, count in found if not probe.fatal]
-    errors += _whole_table(schema, rows, ones, label_is_sound=not errors)
-    if not errors:
-        warnings += _unlikely_label(schema, rows, ones)
-        warnings += _crowded(opened, schema)
-    return CheckReport(tuple(errors), tuple(warnings))
+    probes = [*_key_probes(schema), *_label_probes(schema), *_column_probes(schema)]
+    found = _found(opened, probes, f"{encode.label_value(schema)} = 1")
+    if not found.errors and found.ones in (0, found.rows):
+        message = "the label has one class only; there is nothing to learn"
+        return found.report((Finding(schema.label.name, message),))
+    if found.errors:
+        return found.report(found.errors)
+    customers, crowded = _customers(opened, schema)
+    more = (*_unlikely_label(schema, found.rows, found.ones), *_crowded(schema, crowded))
+    return CheckReport((), (*found.warnings, *more), found.rows, customers)
+
+
+def check_scorable(opened: Session, schema: Schema) -> CheckReport:
+    """Whether a model's scores can be computed: the same, but no label need be there.
+
+    Labels that are neither 0 nor 1 are worth a warning, and all of a customer's rows count.
+    """
+    if misfits := _misfits(opened, schema, {schema.key: encode.accepts_name}):
+        return CheckReport(misfits, ())
+    probes = [*_key_probes(schema), *_column_probes(schema)]
+    if has_label(opened, schema):
+        probes.append(replace(_foreign_label(schema), fatal=False))
+    found = _found(opened, probes, "false")
+    if found.errors:
+        return found.report(found.errors)
+    customers, _ = _customers(opened, schema)
+    return CheckReport((), found.warnings, found.rows, customers)
+
+
+def has_label(opened: Session, schema: Schema) -> bool:
+    """Whether the table has a column that can be the schema's label."""
+    name = schema.label.name.lower()
+    return any(
+        column.lower() == name and encode.accepts_label(kind)
+        for column, kind in opened.columns(ROWS).items()
+    )
 
 
 def bucket(count: int) -> str:
@@ -120,28 +149,70 @@ def bucket(count: int) -> str:
     return "1,000,000+"
 
 
-def _misfits(schema: Schema, found: dict[str, str]) -> Iterator[Finding]:
-    types = {name.lower(): kind for name, kind in found.items()}
-    wanted: list[tuple[str, bool]] = [
-        (schema.key, encode.accepts_name(types.get(schema.key.lower(), ""))),
-        (schema.label.name, encode.accepts_label(types.get(schema.label.name.lower(), ""))),
-    ]
-    wanted += [(c.name, encode.accepts(c, types.get(c.name.lower(), ""))) for c in schema.columns]
-    for name, accepted in wanted:
+@dataclass(frozen=True)
+class _Found:
+    """What one reading of all rows has counted: rows, labels of 1, and rules broken."""
+
+    rows: int
+    ones: int
+    errors: tuple[Finding, ...]
+    warnings: tuple[Finding, ...]
+
+    def report(self, errors: tuple[Finding, ...]) -> CheckReport:
+        return CheckReport(errors, self.warnings, self.rows)
+
+
+def _misfits(
+    opened: Session, schema: Schema, wanted: Mapping[str, _Accepts]
+) -> tuple[Finding, ...]:
+    """Columns that are missing, or whose type cannot be meant."""
+    columns: dict[str, _Accepts] = {c.name: partial(encode.accepts, c) for c in schema.columns}
+    accepts = {**wanted, **columns}
+    types = {name.lower(): kind for name, kind in opened.columns(ROWS).items()}
+    misfits = []
+    for name, accepted in accepts.items():
         if name.lower() not in types:
-            yield Finding(name, "declared but not in the table; rename or add it")
-        elif not accepted:
+            misfits.append(Finding(name, "declared but not in the table; rename or add it"))
+        elif not accepted(types[name.lower()]):
             kind = types[name.lower()].split("(")[0]
-            yield Finding(name, f"its type {kind} does not fit the declaration; cast it in SQL")
+            message = f"its type {kind} does not fit the declaration; cast it in SQL"
+            misfits.append(Finding(name, message))
+    if len(misfits) == len(accepts):
+        message = "it has none of the declared columns: is it the right file, with a header?"
+        return (Finding(None, message),)
+    return tuple(misfits)
 
 
-def _probes(schema: Schema) -> Iterator[_Probe]:
-    key, label = schema.key, schema.label.name
-    yield _Probe(key, f"{quote(key)} IS NULL", "the key is NULL", fatal=True)
-    value = encode.label_value(schema)
+def _found(opened: Session, probes: list[_Probe], is_one: str) -> _Found:
+    counted = [f"count_if({probe.broken})" for probe in probes]
+    counted += ["count(*)", f"count_if({is_one})"]
+    (counts,) = opened.rows(f"SELECT {', '.join(counted)} FROM {quote(ROWS)}")  # noqa: S608
+    *broken, rows, ones = counts
+    found = [(p.fatal, _finding(p, n, rows)) for p, n in zip(probes, broken, strict=True) if n]
+    errors = [finding for fatal, finding in found if fatal]
+    if rows == 0:
+        errors.append(Finding(None, "the table is empty"))
+    warnings = [finding for fatal, finding in found if not fatal]
+    return _Found(rows, ones, tuple(errors), tuple(warnings))
+
+
+def _key_probes(schema: Schema) -> Iterator[_Probe]:
+    yield _Probe(schema.key, f"{quote(schema.key)} IS NULL", "the key is NULL", fatal=True)
+
+
+def _label_probes(schema: Schema) -> Iterator[_Probe]:
+    label = schema.label.name
     yield _Probe(label, f"{quote(label)} IS NULL", "the label is NULL", fatal=True)
+    yield _foreign_label(schema)
+
+
+def _foreign_label(schema: Schema) -> _Probe:
+    label, value = schema.label.name, encode.label_value(schema)
     wrong = f"{quote(label)} IS NOT NULL AND coalesce({value} NOT IN (0, 1), true)"
-    yield _Probe(label, wrong, "the label must be 0 or 1, or false or true", fatal=True)
+    return _Probe(label, wrong, "the label must be 0 or 1, or false or true", fatal=True)
+
+
+def _column_probes(schema: Schema) -> Iterator[_Probe]:
     for column in schema.columns:
         if isinstance(column, Category):
             yield from _category_probes(column)
@@ -176,15 +247,6 @@ def _finding(probe: _Probe, count: int, rows: int) -> Finding:
     return Finding(probe.column, f"{probe.message} (in {where})")
 
 
-def _whole_table(
-    schema: Schema, rows: int, ones: int, *, label_is_sound: bool
-) -> Iterator[Finding]:
-    if rows == 0:
-        yield Finding(None, "the table is empty")
-    elif label_is_sound and ones in (0, rows):
-        yield Finding(schema.label.name, "the label has one class only; there is nothing to learn")
-
-
 def _unlikely_label(schema: Schema, rows: int, ones: int) -> Iterator[Finding]:
     """A warning for a label of two classes whose share of ones can hardly be what was declared."""
     prior = schema.label.prior
@@ -195,13 +257,15 @@ def _unlikely_label(schema: Schema, rows: int, ones: int) -> Iterator[Finding]:
         yield Finding(schema.label.name, message)
 
 
-def _crowded(opened: Session, schema: Schema) -> Iterator[Finding]:
+def _customers(opened: Session, schema: Schema) -> tuple[int, int]:
+    """How many customers there are, and how many have more rows than count."""
+    counts = f"SELECT count(*) AS n FROM {quote(ROWS)} GROUP BY {encode.key_text(schema)}"  # noqa: S608
     limit = schema.max_rows_per_customer
-    crowded = (
-        f"SELECT count(*) FROM (SELECT 1 FROM {quote(ROWS)} "  # noqa: S608
-        f"GROUP BY {encode.key_text(schema)} HAVING count(*) > {limit})"
-    )
-    ((customers,),) = opened.rows(crowded)
+    ((customers, crowded),) = opened.rows(f"SELECT count(*), count_if(n > {limit}) FROM ({counts})")  # noqa: S608
+    return customers, crowded
+
+
+def _crowded(schema: Schema, customers: int) -> Iterator[Finding]:
     if customers:
-        message = f"more than {limit} rows; they are sampled down"
+        message = f"more than {schema.max_rows_per_customer} rows; they are sampled down"
         yield Finding(schema.key, f"{message} (for {bucket(customers)} customers)")
