@@ -36,27 +36,14 @@ _NOISED_BY = {
     "none": "Nobody added noise. This model protects nobody.",
 }
 _HOW_TO_SCORE = """\
-To score rows of your own, run this beside the folder `model`. The table needs the columns listed
-here, the customers' key and the label; 0 and 1 must both occur, and no score depends on them.
+To score rows of your own, with a node's settings or any table that has these columns and the key:
 
-```python
-import os
-from pathlib import Path
-
-from dovetail.data.customers import prepare
-from dovetail.data.source import Source
-from dovetail.store.model import load_model
-from dovetail.training.evaluate import scores
-
-arrays, card = load_model(Path("model"))
-task = card.request.task
-schema = card.terms.schema.select(task.features)
-rows = prepare(Source.files(Path("rows.parquet")), schema, Path("prepared"), os.urandom(32))
-probabilities, labels, owners = scores(arrays, task.model, schema, rows)
+```sh
+dovetail node score model --output scores.csv                     # the table of ./node.toml
+dovetail node score model --output scores.csv --rows rows.parquet
 ```
 
-`prepared` must not exist yet; `rows.delete()` removes it. `owners` numbers customers from 0, by
-their keys in the order of text; of a customer with more rows than are used, some are drawn."""
+Each customer gets one score and a decile; the label is not needed. Nothing leaves the machine."""
 _SIMULATED = (
     "Simulation: the noise was drawn from a public seed and can be subtracted. This model protects "
     "nobody; ε is what the same job would cost with a node's own secret generator."
