@@ -49,9 +49,9 @@ class Conversation(RuleBasedStateMachine):
         self.asked[number] = request_for(number, asked, answered)
         self.asker.begin(number, self.asked[number])
 
-    @precondition(lambda self: not self.connected)
     @rule()
     def connect(self) -> None:
+        """Anew, perhaps before the coordinator knows that the last connection is lost."""
         self.to_node.clear()
         self.from_node.clear()
         self.asker.hello(self.answerer.hello())

@@ -234,3 +234,14 @@ def test_health_and_reflection_answer_members() -> None:
             (answer,) = reflection.ServerReflectionInfo(iter([request]), timeout=PATIENCE)
             names = {service.name for service in answer.list_services_response.service}
             assert {"dovetail.v1.Federation", "dovetail.v1.Control"} <= names
+
+
+def test_a_certificate_that_expires_while_connected_is_refused_its_next_call() -> None:
+    with (
+        meeting({"a": bytes}) as coordinator,
+        ControlClient(coordinator.access("analyst")) as client,
+    ):
+        client.call("List", {})
+        coordinator.server._admission._clock = lambda: 2**33
+        with pytest.raises(TransportError, match="the certificate has expired"):
+            client.call("List", {})

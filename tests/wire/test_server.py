@@ -159,6 +159,11 @@ def test_a_nudge_is_a_change() -> None:
         node.attendance.nudge()
         assert coordinator.server.wait_for_change(PATIENCE, seen) == seen + 1
         assert coordinator.server.wait_for_change(0.0, seen + 1) == seen + 1
+        for _ in range(100):
+            node.attendance.nudge()
+        assert coordinator.server.wait_for_change(PATIENCE, seen + 1) == seen + 2
+        coordinator.ask({1: b""})
+        assert coordinator.server.changes == seen + 2, "many nudges are one change"
         node.leave()
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import grpc  # type: ignore[import-untyped]
 
-from dovetail.crypto.certificates import pin_of
-from dovetail.errors import SettingError
+from dovetail.crypto.certificates import pin_of, valid_until
 from dovetail.wire.peers import Directory, LinkEvent, OnLink, Peer, Role
 
 _logger = logging.getLogger(__name__)
+Call = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
+"""How gRPC calls a method of a service."""
+
 _WHAT = {"node": "attend", "analyst": "use Control", "operator": "use Control"}
 
 
@@ -52,7 +55,10 @@ class Refused(Exception):  # noqa: N818 - the field's word
 class Admission:
     """The door that every call of our services goes through, on the wire's own thread."""
 
-    def __init__(self, directory: Directory, on_link: OnLink) -> None:
+    def __init__(
+        self, directory: Directory, on_link: OnLink, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._clock = clock
         self._directory = directory
         self._on_link = on_link
         self._lasting: dict[object, tuple[Admitted, Callable[[str], None]]] = {}
@@ -61,14 +67,18 @@ class Admission:
         """The peer that calls.
 
         Raises:
-            Refused: it is not known, or has none of the roles.
+            Refused: it is not known, its certificate has expired, or it has none of the roles.
         """
         address = str(context.peer())
-        pin = _pin(context)
+        certificate = _certificate(context)
+        pin = pin_of(certificate) if certificate else ""
         peer = self._directory.peer(pin) if pin else None
         if peer is None:
             reason = "the certificate is not enrolled, or was revoked"
             raise Refused(None, grpc.StatusCode.PERMISSION_DENIED, reason)
+        if valid_until(certificate).timestamp() < self._clock():  # a resumed session is not asked
+            reason = "the certificate has expired"
+            raise Refused(peer, grpc.StatusCode.PERMISSION_DENIED, reason)
         if peer.role not in roles:
             reason = f"{peer.role} {peer.name!r} may not {_WHAT[roles[0]]}"
             raise Refused(peer, grpc.StatusCode.PERMISSION_DENIED, reason)
@@ -112,9 +122,22 @@ class Admission:
             _logger.exception("a listener for connections failed")
 
 
-def _pin(context: grpc.aio.ServicerContext) -> str:
+def guarded(call: Call) -> Call:
+    """The same call, but a failure that was not foreseen is logged here and tells nothing there."""
+
+    async def guarded_call(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            return await call(request, context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception:
+            _logger.exception("a call failed")
+            await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+
+    return guarded_call
+
+
+def _certificate(context: grpc.aio.ServicerContext) -> bytes:
+    """The caller's, PEM; empty where there is none, which TLS does not allow."""
     certificates = context.auth_context().get("x509_pem_cert", [])
-    try:
-        return pin_of(certificates[0]) if certificates else ""
-    except SettingError:
-        return ""
+    return bytes(certificates[0]) if certificates else b""

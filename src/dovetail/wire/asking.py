@@ -124,7 +124,7 @@ class Asking:
             raise RemoteProtocolError("the node's holdings are malformed")
         same = hello.incarnation == self._incarnation
         self._incarnation = hello.incarnation
-        self.outbox.clear()
+        self.suspend()  # where this connection came before the last one was known to be lost
         self.outbox.say(pb.ToNode(welcome=welcome), [document])
         for name in holdings.keys() - self._exchanges.keys():
             self.outbox.say(pb.ToNode(done=pb.Done(exchange=name)))

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import grpc  # type: ignore[import-untyped]
 
 from dovetail.errors import DovetailError, error_code, error_text
-from dovetail.wire.admission import Admission, Admitted, Refused
+from dovetail.wire.admission import Admission, Admitted, Refused, guarded
 from dovetail.wire.document import ERROR_KEY, pieces, read_document, write_document
 from dovetail.wire.peers import ControlHandler, Limits
 
@@ -48,8 +48,9 @@ class ControlService:
         """The service's methods, as gRPC takes them; messages are bytes."""
         unary = grpc.unary_unary_rpc_method_handler
         stream = grpc.unary_stream_rpc_method_handler
-        calls = {name: unary(partial(self._call, name)) for name in METHODS}
-        return calls | {"Watch": stream(self._watch), "Fetch": stream(self._fetch)}
+        calls = {name: unary(guarded(partial(self._call, name))) for name in METHODS}
+        streams = {"Watch": self._watch, "Fetch": self._fetch}
+        return calls | {name: stream(guarded(call)) for name, call in streams.items()}
 
     def close(self) -> None:
         """Takes no further calls; those in progress are left to end."""

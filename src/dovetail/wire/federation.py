@@ -6,7 +6,6 @@ Everything here runs on the wire's own thread but what is said to be safe elsewh
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import os
 import threading
@@ -18,7 +17,7 @@ from typing import Any
 
 import grpc  # type: ignore[import-untyped]
 
-from dovetail.errors import RemoteProtocolError, TransportError
+from dovetail.errors import LocalProtocolError, RemoteProtocolError, TransportError
 from dovetail.wire import envelope
 from dovetail.wire.admission import Admission, Admitted, Refused
 from dovetail.wire.answering import VERSION
@@ -32,7 +31,7 @@ from dovetail.wire.transfer import CHUNK
 
 SERVICE = "dovetail.v1.Federation"
 _BEAT = envelope.write(pb.ToNode(beat=pb.Beat()))
-_logger = logging.getLogger(__name__)
+_BETWEEN_NUDGES = 1.0
 
 
 class _Seat:
@@ -41,6 +40,7 @@ class _Seat:
     Attributes:
         link: its connection now, if it has one.
         leaving: when its exchanges fail, if it has none.
+        nudge: when it may nudge again, if it did a moment ago.
     """
 
     def __init__(self, peer: Peer, asking: Asking) -> None:
@@ -48,6 +48,8 @@ class _Seat:
         self.asking = asking
         self.link: Link | None = None
         self.leaving: asyncio.TimerHandle | None = None
+        self.nudge: asyncio.TimerHandle | None = None
+        self.nudged_again = False
         self.address = ""
         self.since = 0.0
         self.clock_ahead = 0.0
@@ -252,6 +254,8 @@ class Federation:
 
     def _welcome_to(self, peer: Peer) -> tuple[pb.Welcome, bytes]:
         document = self._welcome(peer)
+        if len(document) > self._limits.document_bytes:
+            raise LocalProtocolError("the document to welcome nodes with is longer than allowed")
         welcome = pb.Welcome(clock=self._clock(), node=peer.number, beat=self._pace.beat)
         return welcome, document
 
@@ -263,9 +267,24 @@ class Federation:
             case "beat":
                 pass
             case "nudge":
-                self._tell_change()
+                self._nudged(seat)
             case _:
                 seat.asking.receive(frame, data)
+
+    def _nudged(self, seat: _Seat) -> None:
+        """Tells of a change at the node, at most once a second however often it nudges."""
+        if seat.nudge is None:
+            self._tell_change()
+            loop = asyncio.get_running_loop()
+            seat.nudge = loop.call_later(_BETWEEN_NUDGES, self._after_nudge, seat)
+        else:
+            seat.nudged_again = True
+
+    def _after_nudge(self, seat: _Seat) -> None:
+        seat.nudge = None
+        if seat.nudged_again:
+            seat.nudged_again = False
+            self._nudged(seat)
 
     def _revoke(self, seat: _Seat, link: Link, reason: str) -> None:
         if seat.link is link:
@@ -334,4 +353,7 @@ class _ServerStream:
         return None if raw is grpc.aio.EOF else raw
 
     async def write(self, frame: bytes) -> None:
-        await self._context.write(frame)
+        try:
+            await self._context.write(frame)
+        except Exception:  # noqa: BLE001 - gRPC raises several
+            await asyncio.Event().wait()  # the call has ended: it is read from, or cancelled, next

@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from dovetail.errors import TransportError
 from dovetail.wire import control_service, federation
-from dovetail.wire.admission import Admission
+from dovetail.wire.admission import Admission, guarded
 from dovetail.wire.budget import Share
 from dovetail.wire.channel import Answer
 from dovetail.wire.control_service import ControlService
@@ -104,7 +104,7 @@ class FederationServer:
         self._identity = identity
         self._directory = directory
         self._limits = limits
-        self._admission = Admission(directory, on_link)
+        self._admission = Admission(directory, on_link, clock)
         self._federation = Federation(self._admission, welcome, limits, pace, clock)
         self._control = ControlService(self._admission, control, limits)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -263,8 +263,8 @@ class FederationServer:
         await server.stop(self._grace)
 
     def _register(self, server: grpc.aio.Server) -> health.aio.HealthServicer:
-        attend = grpc.stream_stream_rpc_method_handler(self._federation.attend)
-        look = grpc.unary_unary_rpc_method_handler(self._federation.look)
+        attend = grpc.stream_stream_rpc_method_handler(guarded(self._federation.attend))
+        look = grpc.unary_unary_rpc_method_handler(guarded(self._federation.look))
         generic = grpc.method_handlers_generic_handler
         server.add_generic_rpc_handlers(
             (

@@ -45,13 +45,22 @@ def server_credentials(identity: Identity, directory: Directory) -> grpc.ServerC
         Nobody connects without a certificate that the directory holds at that moment, that has not
         expired, and whose private key they have.
     """
+    trusted = directory.certificates()
 
     def configuration() -> grpc.ServerCertificateConfiguration:
         pair = (identity.private_key_pem, identity.certificate_pem)
-        return grpc.ssl_server_certificate_configuration([pair], directory.certificates())
+        return grpc.ssl_server_certificate_configuration([pair], trusted)
+
+    def newer_configuration() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal trusted
+        now = directory.certificates()
+        if now == trusted:
+            return None  # as before: else every connection would hold all certificates anew
+        trusted = now
+        return configuration()
 
     return grpc.dynamic_ssl_server_credentials(
-        configuration(), configuration, require_client_authentication=True
+        configuration(), newer_configuration, require_client_authentication=True
     )
 
 
