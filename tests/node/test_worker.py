@@ -28,7 +28,7 @@ from dovetail.errors import (
     TransportError,
 )
 from dovetail.node.worker import Worker, WorkerError, WorkerLimits
-from dovetail.training.dp_sgd import RoundResult
+from dovetail.training.round_result import RoundResult
 from tests.node import strange_runners
 from tests.node.homes import write_csv
 from tests.node.strange_runners import PID, READING
@@ -272,6 +272,29 @@ from tests.node.test_worker import DECLARED, Worker, contribute
 
 contribute(Worker(Path(sys.argv[1]), DECLARED, WorkerLimits(), busy))
 """
+
+
+LIGHT = """
+import sys
+from pathlib import Path
+import numpy as np
+from dovetail.agreement.request import Request
+from dovetail.node.worker import Worker, WorkerLimits
+from tests.samples import SCHEMA, TASK
+
+arrays = {p.name: np.zeros(p.shape, np.float32) for p in TASK.model.parameters(SCHEMA)}
+with Worker(Path(sys.argv[1]), 300, WorkerLimits()) as worker:
+    worker.contribute(Request("job-1", TASK), 1, arrays, {})
+print([name for name in ("torch", "opacus") if name in sys.modules])
+"""
+
+
+def test_a_node_holds_what_its_worker_answers_without_loading_torch(tmp_path: Path) -> None:
+    write_csv(tmp_path / "rows.csv", 300, seed=1)
+    prepare(Source.files(tmp_path / "rows.csv"), SCHEMA, tmp_path / "arrays", bytes(16))
+    command = [sys.executable, "-c", LIGHT, str(tmp_path / "arrays")]
+    node = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert node.stdout == "[]\n"
 
 
 def test_a_worker_does_not_outlive_its_node_not_even_while_it_computes(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,7 @@ from dovetail.flower.actions import Contribution, Record
 from dovetail.node.gate import Clock, Decisions, Gate
 from dovetail.schema import Schema
 from dovetail.store.ledger import LedgerStore
-
-if TYPE_CHECKING:  # a node that trains in a process of its own needs no torch
-    from dovetail.training.dp_sgd import RoundResult
+from dovetail.training.round_result import RoundResult
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 Keep = Callable[[Record, Arrays], None]

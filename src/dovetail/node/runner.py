@@ -13,7 +13,8 @@ from dovetail.agreement.request import Request
 from dovetail.privacy.sampler import SecureSampler
 from dovetail.schema import Schema
 from dovetail.training.batch import Batch, Customers
-from dovetail.training.dp_sgd import RoundResult, train_round
+from dovetail.training.dp_sgd import train_round
+from dovetail.training.round_result import RoundResult
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 Dice = Callable[[str, int], SecureSampler]

@@ -28,10 +28,10 @@ from dovetail.agreement import request as requests
 from dovetail.agreement.request import Request
 from dovetail.errors import DovetailError, PolicyError, SettingError, TransportError
 from dovetail.node.pipe import Arrays, Named, receive, send
+from dovetail.training.round_result import RoundResult
 
 if TYPE_CHECKING:
     from dovetail.node.worker_process import OpenRunner
-    from dovetail.training.dp_sgd import RoundResult
 
 _logger = logging.getLogger(__name__)
 
@@ -157,8 +157,6 @@ class Worker:
             process = self._ready()
             with process.watched(self._limits.seconds, self._limits.memory_mb, _TOO_LONG):
                 results = process.ask(head, arrays, optimizer_state)
-        from dovetail.training.dp_sgd import RoundResult
-
         return RoundResult(*results)
 
     def close(self) -> None:

@@ -13,8 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor, nn
 
 from dovetail.agreement.request import TrainingTask
@@ -31,22 +29,9 @@ from dovetail.training.noised_optimizer import (
     restore,
     state_of,
 )
+from dovetail.training.round_result import RoundResult
 from dovetail.training.tabular_pass import TabularClipper
 from dovetail.training.vector import ParameterVector
-
-
-@dataclass(frozen=True)
-class RoundResult:
-    """What a node has after a round.
-
-    Attributes:
-        arrays: the parameters after the local steps, float32; made only of noised sums and of
-            what came in, so that they may leave.
-        optimizer_state: stays with the node for its next round.
-    """
-
-    arrays: dict[str, npt.NDArray[np.float32]]
-    optimizer_state: dict[str, npt.NDArray[np.float32]]
 
 
 def train_round(
