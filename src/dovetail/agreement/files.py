@@ -166,7 +166,10 @@ def require_follows(signed: SignedTerms, path: Path) -> None:
         trusted.update(read_signed(path))
     except AgreementError as error:
         raise AgreementError(f"{path.name}: {error}") from None
-    trusted.update(signed)
+    try:
+        trusted.update(signed)
+    except AgreementError as error:
+        raise AgreementError(f"it cannot follow {path.name}: {error}") from None
 
 
 def signature_path(path: Path, signature: Signature, terms: Terms) -> Path:
