@@ -90,6 +90,7 @@ class Nodes:
         )
         self._changed = threading.Condition()
         self._changes = 0
+        self._turn = threading.Lock()
         self._seen = threading.local()
 
     def nodes(self) -> Sequence[int]:
@@ -103,7 +104,9 @@ class Nodes:
         present = {n: p for n, p in requests.items() if PARTNERS[n] not in self.absent}
         for node in requests.keys() - present.keys():
             yield node, TransportError("the node is not connected")
-        for node, answered in self._channel.exchange(present, deadline):
+        with self._turn:
+            answers = list(self._channel.exchange(present, deadline))
+        for node, answered in answers:
             yield node, self.twist(sent[node], answered)
 
     def wait(self, seconds: float) -> None:

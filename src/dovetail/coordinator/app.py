@@ -1,4 +1,4 @@
-"""A coordinator put together: database, parties, agreement, server, jobs; started, kept, stopped."""
+"""A coordinator put together from database, parties, agreement, server and jobs, and kept going."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -37,6 +38,7 @@ PREVIEW_SECONDS = 30.0
 LONGEST_DEADLINE = 24 * 3600.0
 OPEN_STATES = tuple(str(state) for state, after in TRANSITIONS.items() if after)
 _SETTLE_SECONDS = 60.0
+_TELL_AGAIN_SECONDS = 30.0
 _RETRY_SECONDS = 10.0
 
 _logger = logging.getLogger(__name__)
@@ -86,6 +88,7 @@ class Docket:
         self._lock = threading.Lock()
         self._running: dict[str, _Running] = {}
         self._suspended = threading.Event()
+        self._told_again_at: dict[tuple[str, str], float] = {}
 
     def preview(self, signed: SignedRequest) -> dict[str, Record]:
         """What each partner would say to a request and what it would cost there; nothing runs.
@@ -125,12 +128,13 @@ class Docket:
             len(known - {signed.request.job}) < MOST_JOBS,
             f"{MOST_JOBS} jobs are under way: wait for one to end, or cancel one",
         )
+        new = not self._store.events(signed.request.job, limit=1)
         record = self._store.add(self._new_record(signed, quorum or partners // 2 + 1, deadline))
-        if record.job not in known:
+        if new:
             self._note(JobEvent(record.job, "submitted", 0, record.rounds, text=record.asked_by))
         if terms.approval == "automatic" or signed.asked_by == self._name:
             self._take(record)
-        else:
+        elif new:
             self._note(_awaiting(record, self._name))
         return self._store.get(record.job)
 
@@ -138,12 +142,11 @@ class Docket:
         """Lets a job that waits for the coordinator's operator go to the partners.
 
         Raises:
-            SettingError: there is no such job.
-            LocalProtocolError: it does not wait any more.
+            SettingError: there is no such job, or it has ended.
         """
         record = self._store.get(job)
-        if not record.owner:
-            self._take(record)
+        _require_open(record)
+        self._take(record)
         return self._store.get(job)
 
     def cancel(self, job: str) -> JobRecord:
@@ -153,7 +156,7 @@ class Docket:
             SettingError: there is no such job, or it has ended.
         """
         record = self._store.get(job)
-        require(record.state in OPEN_STATES, f"job {job!r} has ended: it is {record.state}")
+        _require_open(record)
         with self._lock:
             running = self._running.get(job)
         if running is None:
@@ -177,25 +180,37 @@ class Docket:
         """Stops working on all jobs and leaves them to be resumed.
 
         Args:
-            timeout: seconds to wait for a round that is under way; it is lost otherwise.
+            timeout: seconds to wait for rounds that are under way; they are lost otherwise.
         """
         self._suspended.set()
+        end = time.monotonic() + timeout
         with self._lock:
             threads = [running.thread for running in self._running.values()]
         for thread in threads:
-            thread.join(timeout)
+            thread.join(max(0.0, end - time.monotonic()))
 
     def settle(self) -> None:
-        """Tells partners of ended jobs that did not hear of the end when it came."""
-        connected = set(self._channel.nodes())
+        """Tells partners of ended jobs that did not hear of the end when it came.
+
+        A partner that hears it and cannot keep the model, say, is not told at each call.
+        """
+        connected, now = set(self._channel.nodes()), time.monotonic()
         for job, partners in self._store.unsettled().items():
-            reachable = {node_number(p): p for p in partners if node_number(p) in connected}
+            reachable = {
+                node_number(partner): partner
+                for partner in partners
+                if node_number(partner) in connected
+                and now >= self._told_again_at.get((job, partner), 0.0)
+            }
             with self._lock:
                 busy = job in self._running
             if reachable and not busy:
+                later = now + _TELL_AGAIN_SECONDS
+                self._told_again_at |= {(job, partner): later for partner in reachable.values()}
                 model = self._released(job)
                 for node in settle(self._channel, job, reachable, _SETTLE_SECONDS, model):
                     self._store.settle_permit(job, reachable[node])
+                    del self._told_again_at[job, reachable[node]]
 
     def _released(self, job: str) -> tuple[Record, Arrays] | None:
         kept = self._store.release(job)
@@ -223,9 +238,9 @@ class Docket:
         try:
             while not self._suspended.is_set() and not self._ended(job):
                 try:
-                    self._prepared(job).run()
+                    self._go_on(job)
                 except Suspended:
-                    return
+                    _logger.info("job %s: goes on another time", job)
                 except DovetailError as error:
                     _logger.warning("job %s: %s", job, error)
                 except Exception:
@@ -236,6 +251,18 @@ class Docket:
             with self._lock:
                 del self._running[job]
 
+    def _go_on(self, job: str) -> None:
+        """Runs a job from where it stands; one that cannot be gone on with has failed."""
+        record = self._store.get(job)
+        try:
+            run = self._prepared(record)
+        except (DataError, SettingError) as error:
+            self._store.change(job, record.state, state=State.FAILED, reason=str(error))
+            done, rounds = record.rounds_done, record.rounds
+            self._note(JobEvent(job, "failed", done, rounds, text=str(error)))
+            raise
+        run.run()
+
     def _ended(self, job: str) -> bool:
         try:
             return self._store.get(job).state not in OPEN_STATES
@@ -243,14 +270,13 @@ class Docket:
             _logger.warning("job %s: %s", job, error)
             return False
 
-    def _prepared(self, job: str) -> Run:
-        record = self._store.get(job)
+    def _prepared(self, record: JobRecord) -> Run:
         signed = _signed(record)
         terms = self._terms_of(record)
         standing = job_of(record, signed.request)
         journal = StoreJournal(self._store, self._folder, terms, standing, self._clock)
         with self._lock:
-            cancelled = self._running[job].cancelled
+            cancelled = self._running[record.job].cancelled
         return Run(
             signed,
             terms,
@@ -278,7 +304,11 @@ class Docket:
         return self._trusted.in_force(self._clock().date())
 
     def _note(self, event: JobEvent) -> None:
-        self._store.append_event(event.job, event.kind, event.round, event.partner, event.text)
+        """Tells people; that they miss something is no reason to stop."""
+        try:
+            self._store.append_event(event.job, event.kind, event.round, event.partner, event.text)
+        except (DataError, TransportError) as error:
+            _logger.warning("job %s: %s is not noted: %s", event.job, event.kind, error)
         self._tell(event)
 
     def _new_record(self, signed: SignedRequest, quorum: int, deadline: float) -> JobRecord:
@@ -297,6 +327,11 @@ class Docket:
 
 def _nodes(terms: Terms) -> dict[int, str]:
     return {node_number(partner.name): partner.name for partner in terms.partners}
+
+
+def _require_open(record: JobRecord) -> None:
+    ended = f"job {record.job!r} has ended: it is {record.state}"
+    require(record.state in OPEN_STATES, ended)
 
 
 def _signed(record: JobRecord) -> SignedRequest:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +14,8 @@ from dovetail.agreement.request import Request
 from dovetail.agreement.signing import SignedPermit
 from dovetail.agreement.terms import Terms
 from dovetail.coordinator.job import Job, State
-from dovetail.coordinator.run import Checkpoint
+from dovetail.coordinator.run import Checkpoint, Suspended
+from dovetail.errors import DataError, TransportError
 from dovetail.privacy.release import Release
 from dovetail.store import checkpoints
 from dovetail.store.card import ModelCard
@@ -20,10 +23,15 @@ from dovetail.store.jobs import JobStore
 from dovetail.store.model import card_for, save_model
 from dovetail.store.records import JobRecord
 
+_logger = logging.getLogger(__name__)
+
 
 @dataclass
 class StoreJournal:
     """Implements :class:`dovetail.coordinator.run.Journal`.
+
+    Where the database does not answer, the job is left as it is (:class:`Suspended`), to go on from
+    what the database knows.
 
     Attributes:
         store: the database.
@@ -42,39 +50,44 @@ class StoreJournal:
     def moved(self, job: Job) -> None:
         """Notes a new state, or that a round was asked or lost."""
         name, before = job.request.job, self.job
-        if job.state is not before.state:
-            self.store.change(name, before.state, state=job.state, reason=job.reason)
-        elif job.round_asked > before.round_asked:
-            self.store.begin_round(name, job.round_asked)
-        elif job.rounds_lost > before.rounds_lost:
-            self.store.lose_round(name)
+        with _remembering(name):
+            if job.state is not before.state:
+                self.store.change(name, before.state, state=job.state, reason=job.reason)
+            elif job.round_asked > before.round_asked:
+                self.store.begin_round(name, job.round_asked)
+            elif job.rounds_lost > before.rounds_lost:
+                self.store.lose_round(name)
         self.job = job
-        if job.ended and job.state is not State.RELEASED:
-            checkpoints.forget(self.folder, name)
+        if job.ended:
+            _forget(self.folder, name)
 
     def finished(self, job: Job, checkpoint: Checkpoint) -> None:
         """Keeps the model after a round."""
         name, number = job.request.job, job.round_asked
         arrays, state = checkpoint.arrays, checkpoint.optimizer
         digest = checkpoints.save(self.folder, name, number, arrays, state)
-        self.store.finish_round(name, number, digest)
+        with _remembering(name):
+            self.store.finish_round(name, number, digest)
         self.job = job
         checkpoints.keep(self.folder, name, number)
 
     def permitted(self, partner: str, permit: SignedPermit) -> None:
         """Keeps a partner's permit."""
-        record = permit_to_record(permit.permit)
-        self.store.put_permit(permit.permit.job, partner, record, permit.signature)
+        name, record = permit.permit.job, permit_to_record(permit.permit)
+        with _remembering(name):
+            self.store.put_permit(name, partner, record, permit.signature)
 
     def released(self, released: Release) -> None:
         """Keeps the released model with its card."""
         name, card = self.job.request.job, self._card(released)
         save_model(self.folder / "releases" / name, released, card)
-        self.store.put_release(name, card_for(released, card), f"releases/{name}")
+        with _remembering(name):
+            self.store.put_release(name, card_for(released, card), f"releases/{name}")
 
     def settled(self, partner: str) -> None:
         """Notes that a partner knows the job's end."""
-        self.store.settle_permit(self.job.request.job, partner)
+        with _remembering(self.job.request.job):
+            self.store.settle_permit(self.job.request.job, partner)
 
     def card_record(self, released: Release) -> dict[str, object]:
         """What the released model is and what it cost, for the partners."""
@@ -83,6 +96,22 @@ class StoreJournal:
     def _card(self, released: Release) -> ModelCard:
         charged = {name: sum(spent.values()) for name, spent in released.spending.items()}
         return ModelCard(self.job.request, self.terms, charged, self.clock().date())
+
+
+@contextmanager
+def _remembering(job: str) -> Iterator[None]:
+    try:
+        yield
+    except TransportError as error:
+        _logger.warning("job %s: %s", job, error)
+        raise Suspended from None
+
+
+def _forget(folder: Path, job: str) -> None:
+    try:
+        checkpoints.forget(folder, job)
+    except DataError as error:  # the job has ended all the same
+        _logger.warning("%s", error)
 
 
 def job_of(record: JobRecord, request: Request) -> Job:

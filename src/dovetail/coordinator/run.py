@@ -65,7 +65,10 @@ class Checkpoint:
 
 
 class Journal(Protocol):
-    """Remembers a job's way; each call returns when it is remembered for good."""
+    """Remembers a job's way; each call returns when it is remembered for good.
+
+    A call raises :class:`Suspended` where nothing can be remembered for now.
+    """
 
     def moved(self, job: Job) -> None:
         """The job changed its state, or asked or lost a round."""
@@ -108,7 +111,7 @@ class Forgetful:
 
 
 class Suspended(BaseException):
-    """The coordinator is shutting down; the job goes on from its journal another time."""
+    """The job goes on from its journal another time; the coordinator stops, or its database does."""
 
 
 @dataclass
@@ -169,7 +172,7 @@ class Run:
         Raises:
             PolicyError: a partner refused; nothing ran, and nothing stays charged anywhere.
             TooManyDropouts: too many rounds were lost, or the quorum did not come back in time.
-            Suspended: ``suspended`` was set; the nodes were told nothing.
+            Suspended: ``suspended`` was set, or by the journal; the nodes were told nothing.
             DovetailError: whatever else ended it; ``job`` says where it stood.
         """
         try:
