@@ -23,9 +23,8 @@ from dovetail.agreement.enrolment import (
 )
 from dovetail.crypto.certificates import certificate_of, new_certificate, new_tls_key
 from dovetail.crypto.keyring import Keyring, make_keyring
-from dovetail.crypto.keys import new_signing_key
 from dovetail.errors import DovetailError, RemoteProtocolError, SettingError
-from tests.agreement.conftest import read
+from tests.agreement.conftest import key_of, read
 
 VECTORS = read("enrolment.json")
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
@@ -94,7 +93,7 @@ def test_a_token_is_needed_and_only_its_digest_is_kept(
     [
         ("duty", "analyst"),
         ("name", "platform"),
-        ("key", new_signing_key().public),
+        ("key", key_of("platform").public),
         ("certificate", new_certificate("retailer", NOW)[0].decode()),
         ("signature", "00" * 64),
         ("signature", "no hex"),
