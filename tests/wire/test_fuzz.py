@@ -15,10 +15,11 @@ from dovetail.errors import RemoteProtocolError
 from dovetail.wire import envelope
 from dovetail.wire.admission import Admission
 from dovetail.wire.attendance import Attendance
-from dovetail.wire.federation import Federation, _Seat
+from dovetail.wire.federation import Federation
 from dovetail.wire.generated import federation_pb2 as pb
 from dovetail.wire.link import PACE, Link
 from dovetail.wire.peers import LIMITS, Access, Peer
+from dovetail.wire.presence import Seat
 from dovetail.wire.tls import channel_credentials
 from dovetail.wire.transfer import GRAIN
 from tests.wire.halves import Asker, name
@@ -147,7 +148,7 @@ async def against_the_coordinator(rng: random.Random, federation: Federation) ->
         half.said()
         if rng.random() < 0.7:
             half.hear(pb.FromNode(offer=pb.Offer(exchange=name(1), total=TOTAL)))
-    seat = _Seat(Peer("a", "node", 1), half.asking)
+    seat = Seat(Peer("a", "node", 1), half.asking)
     _, refused = await survives(rng, said, partial(federation._hear, seat))
     assert len(half.outcomes) + half.asking.outstanding == 1
     assert federation.budget.used <= 4 * TOTAL

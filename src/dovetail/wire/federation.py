@@ -1,6 +1,6 @@
 """The Federation service: who attends, and what becomes of requests to them.
 
-Everything here runs on the wire's own thread but what is said to be safe elsewhere.
+Everything here runs on the wire's own thread; only ``presence`` may be looked at from others.
 """
 
 from __future__ import annotations
@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -26,33 +25,12 @@ from dovetail.wire.budget import Budget, Share
 from dovetail.wire.generated import federation_pb2 as pb
 from dovetail.wire.link import LAST_WORD, Link, Pace
 from dovetail.wire.payload import Payload
-from dovetail.wire.peers import Limits, LinkEvent, NodeLink, Peer
+from dovetail.wire.peers import Limits, LinkEvent, Peer
+from dovetail.wire.presence import Presence, Seat
 from dovetail.wire.transfer import CHUNK
 
 SERVICE = "dovetail.v1.Federation"
 _BEAT = envelope.write(pb.ToNode(beat=pb.Beat()))
-_BETWEEN_NUDGES = 1.0
-
-
-class _Seat:
-    """What is kept of one node over its connections.
-
-    Attributes:
-        link: its connection now, if it has one.
-        leaving: when its exchanges fail, if it has none.
-        nudge: when it may nudge again, if it did a moment ago.
-    """
-
-    def __init__(self, peer: Peer, asking: Asking) -> None:
-        self.peer = peer
-        self.asking = asking
-        self.link: Link | None = None
-        self.leaving: asyncio.TimerHandle | None = None
-        self.nudge: asyncio.TimerHandle | None = None
-        self.nudged_again = False
-        self.address = ""
-        self.since = 0.0
-        self.clock_ahead = 0.0
 
 
 class Federation:
@@ -77,6 +55,7 @@ class Federation:
             clock: seconds since 1970.
             new_id: makes ids of exchanges, 16 random bytes.
         """
+        self.presence = Presence(clock)
         self.budget = Budget(limits.inbound_bytes)
         self._admission = admission
         self._welcome = welcome
@@ -84,39 +63,8 @@ class Federation:
         self._pace = pace
         self._clock = clock
         self._new_id = new_id
-        self._seats: dict[int, _Seat] = {}
+        self._seats: dict[int, Seat] = {}
         self._attending: set[asyncio.Task[Any]] = set()
-        self._present: dict[int, _Seat] = {}  # guarded by _changed
-        self._changed = threading.Condition()
-        self._changes = 0
-
-    # From any thread.
-
-    def nodes(self) -> Sequence[int]:
-        """Numbers of the nodes that are connected, in ascending order."""
-        with self._changed:
-            return sorted(self._present)
-
-    def links(self) -> list[NodeLink]:
-        """The connected nodes, by number."""
-        with self._changed:
-            seats = [self._present[number] for number in sorted(self._present)]
-        return [self._described(seat, seat.link) for seat in seats if seat.link]
-
-    @property
-    def changes(self) -> int:
-        """How often a node came, went, or said that something changed there."""
-        with self._changed:
-            return self._changes
-
-    def wait_for_change(self, timeout: float, seen: int | None) -> int:
-        """See :meth:`dovetail.wire.server.FederationServer.wait_for_change`."""
-        with self._changed:
-            before = self._changes if seen is None else seen
-            self._changed.wait_for(lambda: self._changes != before, timeout)
-            return self._changes
-
-    # On the wire's own thread.
 
     def ask(self, node: int, request: Payload, ended: Ended) -> Callable[[], None]:
         """Sends a request; returns what abandons it."""
@@ -165,14 +113,13 @@ class Federation:
             await context.abort(refused.code, refused.reason)
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - this is one
-        reason = "the connection was closed"
         try:
             self._attending.add(task)
             with self._admission.lasting(admitted, partial(self._revoke, seat, link)):
-                reason = await self._carry(seat, link) or reason
+                await self._carry(seat, link)
         finally:
             self._attending.discard(task)
-            self._stand_up(seat, link, reason)
+            self._stand_up(seat, link)
 
     async def look(self, _: bytes, context: grpc.aio.ServicerContext) -> bytes:
         """The RPC ``Look``: the welcome, without attending."""
@@ -183,15 +130,16 @@ class Federation:
         welcome, document = self._welcome_to(admitted.peer)
         return envelope.write(pb.ToNode(welcome=welcome), [document])
 
-    async def _carry(self, seat: _Seat, link: Link) -> str:
-        """Carries a connection to its end; returns why it ended."""
+    async def _carry(self, seat: Seat, link: Link) -> None:
+        """Carries a connection to its end, and says why it ended where somebody is left to hear."""
         try:
-            reason = await link.carry(partial(self._hear, seat))
-        except (TransportError, RemoteProtocolError) as error:
-            reason = str(error)
-        if reason:
-            await link.say_last(_farewell(reason))
-        return reason
+            await link.carry(partial(self._hear, seat))
+        except TransportError:
+            return
+        except RemoteProtocolError:
+            pass
+        if link.reason:
+            await link.say_last(_farewell(link.reason))
 
     async def _turn_away(self, stream: _ServerStream, reason: str) -> None:
         """Says why, and waits for the node to have read it: a call that ends at once may not."""
@@ -216,7 +164,7 @@ class Federation:
 
     def _take_seat(
         self, stream: _ServerStream, admitted: Admitted, hello: pb.Hello
-    ) -> tuple[_Seat, Link]:
+    ) -> tuple[Seat, Link]:
         peer = admitted.peer
         seat = self._seats.get(peer.number)
         if seat is not None and seat.peer != peer:
@@ -225,19 +173,19 @@ class Federation:
         if seat is None and len(self._seats) >= self._limits.nodes:
             code = grpc.StatusCode.RESOURCE_EXHAUSTED
             raise Refused(peer, code, "too many nodes are connected")
-        seat = seat or _Seat(peer, Asking(self.budget, self._limits.max_message_bytes))
+        seat = seat or Seat(peer, Asking(self.budget, self._limits.max_message_bytes))
         try:
             return seat, self._sit_down(seat, stream, admitted, hello)
         except RemoteProtocolError as error:
             raise _unintroduced(peer, str(error)) from None
 
     def _sit_down(
-        self, seat: _Seat, stream: _ServerStream, admitted: Admitted, hello: pb.Hello
+        self, seat: Seat, stream: _ServerStream, admitted: Admitted, hello: pb.Hello
     ) -> Link:
         welcome, document = self._welcome_to(admitted.peer)
+        seat.asking.resume(hello, welcome, document)
         if seat.link is not None:
             seat.link.end("another connection of the same node took its place")
-        seat.asking.resume(hello, welcome, document)
         if seat.leaving is not None:
             seat.leaving.cancel()
             seat.leaving = None
@@ -246,9 +194,7 @@ class Federation:
         seat.since = self._clock()
         seat.clock_ahead = hello.clock - seat.since if math.isfinite(hello.clock) else math.inf
         self._seats[admitted.peer.number] = seat
-        with self._changed:
-            self._present[admitted.peer.number] = seat
-        self._tell_change()
+        self.presence.came(seat)
         self._admission.tell(LinkEvent("connected", admitted.peer, admitted.address))
         return link
 
@@ -259,7 +205,7 @@ class Federation:
         welcome = pb.Welcome(clock=self._clock(), node=peer.number, beat=self._pace.beat)
         return welcome, document
 
-    async def _hear(self, seat: _Seat, raw: bytes) -> None:
+    async def _hear(self, seat: Seat, raw: bytes) -> None:
         frame, data = envelope.read(raw, pb.FromNode)
         if len(data) > CHUNK:
             raise RemoteProtocolError("a frame is longer than allowed")
@@ -267,71 +213,44 @@ class Federation:
             case "beat":
                 pass
             case "nudge":
-                self._nudged(seat)
+                self.presence.nudged(seat.peer.number)
             case _:
                 seat.asking.receive(frame, data)
 
-    def _nudged(self, seat: _Seat) -> None:
-        """Tells of a change at the node, at most once a second however often it nudges."""
-        if seat.nudge is None:
-            self._tell_change()
-            loop = asyncio.get_running_loop()
-            seat.nudge = loop.call_later(_BETWEEN_NUDGES, self._after_nudge, seat)
-        else:
-            seat.nudged_again = True
-
-    def _after_nudge(self, seat: _Seat) -> None:
-        seat.nudge = None
-        if seat.nudged_again:
-            seat.nudged_again = False
-            self._nudged(seat)
-
-    def _revoke(self, seat: _Seat, link: Link, reason: str) -> None:
+    def _revoke(self, seat: Seat, link: Link, reason: str) -> None:
         if seat.link is link:
             self._dismiss(seat, reason)
         link.end(reason)
 
-    def _dismiss(self, seat: _Seat, reason: str) -> None:
+    def _dismiss(self, seat: Seat, reason: str) -> None:
         """The node is out, and need not come back."""
         seat.asking.fail(reason)
         if seat.link is not None:
             seat.link.end(reason)
         self._forget(seat)
 
-    def _stand_up(self, seat: _Seat, link: Link, reason: str) -> None:
+    def _stand_up(self, seat: Seat, link: Link) -> None:
         """The connection is over; the node has a while to come back."""
+        reason = link.reason or "the connection was closed"
         self._admission.tell(LinkEvent("lost", seat.peer, seat.address, reason))
         if seat.link is not link:
             return
         seat.link = None
         seat.asking.suspend()
-        with self._changed:
-            if self._present.get(seat.peer.number) is seat:
-                del self._present[seat.peer.number]
-        self._tell_change()
+        self.presence.went(seat)
         if self._seats.get(seat.peer.number) is seat:
             grace = self._limits.reconnect_grace
             seat.leaving = asyncio.get_running_loop().call_later(grace, self._leave, seat)
 
-    def _leave(self, seat: _Seat) -> None:
+    def _leave(self, seat: Seat) -> None:
         seat.asking.fail("the node was lost and did not come back")
         self._forget(seat)
 
-    def _forget(self, seat: _Seat) -> None:
+    def _forget(self, seat: Seat) -> None:
         if seat.leaving is not None:
             seat.leaving.cancel()
         if self._seats.get(seat.peer.number) is seat:
             del self._seats[seat.peer.number]
-
-    def _tell_change(self) -> None:
-        with self._changed:
-            self._changes += 1
-            self._changed.notify_all()
-
-    def _described(self, seat: _Seat, link: Link) -> NodeLink:
-        heard = self._clock() - (time.monotonic() - link.heard)
-        peer = seat.peer
-        return NodeLink(peer.name, peer.number, seat.address, seat.since, heard, seat.clock_ahead)
 
 
 def _farewell(reason: str) -> bytes:

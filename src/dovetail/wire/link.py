@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dovetail.errors import TransportError
+from dovetail.errors import DovetailError, RemoteProtocolError, TransportError
 from dovetail.wire.outbox import Outbox
 from dovetail.wire.transfer import CHUNK, GRAIN
 
@@ -96,16 +96,26 @@ class Link:
         """
         sides = (self._read(hear), self._write(), self._watch())
         tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(side) for side in sides]
+        reading, writing, watching = tasks
         try:
             await asyncio.wait([*tasks, self._ended], return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
-                if task.done():
-                    task.result()
-            return self._ended.result() if self._ended.done() else ""
+            error = next((e for e in map(_failure, (watching, reading, writing)) if e), None)
+            self.end(str(error) if isinstance(error, DovetailError) else "")
+            there = not reading.done() or isinstance(error, RemoteProtocolError)
+            if there and not watching.done() and self._writing_since is not None:
+                await asyncio.wait([writing], timeout=LAST_WORD)  # a last frame may follow
+            if error is not None:
+                raise error
+            return self.reason
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def reason(self) -> str:
+        """Why this side ended the connection; empty where it did not."""
+        return self._ended.result() if self._ended.done() else ""
 
     def end(self, reason: str) -> None:
         """Ends the connection from this side; the first reason counts."""
@@ -161,6 +171,10 @@ class Link:
         """When, with no further sign of life, the other side is gone."""
         heard = time.monotonic() if self._hearing else self.heard
         return min(heard, self._writing_since or math.inf) + self.pace.silence
+
+
+def _failure(task: asyncio.Future[Any]) -> BaseException | None:
+    return task.exception() if task.done() and not task.cancelled() else None
 
 
 def _paced(size: int, seconds: float) -> int:

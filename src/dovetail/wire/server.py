@@ -136,16 +136,16 @@ class FederationServer:
 
     def nodes(self) -> Sequence[int]:
         """The nodes that are connected, in ascending order."""
-        return self._federation.nodes()
+        return self._federation.presence.nodes()
 
     def links(self) -> list[NodeLink]:
         """The connected nodes, with what is known of their connections."""
-        return self._federation.links()
+        return self._federation.presence.links()
 
     @property
     def changes(self) -> int:
         """How often a node came, went, or said that something changed there."""
-        return self._federation.changes
+        return self._federation.presence.changes
 
     def wait_for_change(self, timeout: float, seen: int | None = None) -> int:
         """Waits until a node comes, goes, or says that something changed there.
@@ -158,7 +158,7 @@ class FederationServer:
         Returns:
             ``changes`` as it is then.
         """
-        return self._federation.wait_for_change(timeout, seen)
+        return self._federation.presence.wait_for_change(timeout, seen)
 
     def announce(self) -> None:
         """Sends every connected node its welcome again: the document has changed."""
