@@ -24,7 +24,7 @@ from dovetail.coordinator.progress import JobEvent
 from dovetail.coordinator.service import Service
 from dovetail.coordinator.settings import CoordinatorSettings
 from dovetail.crypto.keyring import Keyring
-from dovetail.errors import DovetailError, SettingError, TransportError
+from dovetail.errors import DovetailError, LocalProtocolError, SettingError, TransportError
 from dovetail.store.jobs import JobStore
 from dovetail.wire.peers import Identity, Limits, LinkEvent, Peer
 from dovetail.wire.server import FederationServer
@@ -67,7 +67,10 @@ class Coordinator:
         self._settings, self._clock = settings, clock
         self._metrics, self._told = Metrics(), ""
         self._stopped = threading.Event()
-        self._tidying = threading.Thread(target=self._keep_tidy, name="tidy", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(work,), name=name, daemon=True)
+            for name, work in (("tidy", self._tidy), ("settle", self._settle))
+        ]
         with ExitStack() as stack:
             self._store = stack.enter_context(JobStore.open(settings.database, clock))
             self._store.claim(keyring.name)
@@ -111,7 +114,8 @@ class Coordinator:
             The port it listens on.
 
         Raises:
-            SettingError: the address cannot be listened on.
+            TransportError: the address cannot be listened on.
+            SettingError: nor can that of the metrics.
         """
         self._adopt()
         self.port = self._server.start()
@@ -119,7 +123,8 @@ class Coordinator:
         if self._settings.metrics:
             self._serve_metrics()
         self._docket.resume()
-        self._tidying.start()
+        for thread in self._threads:
+            thread.start()
         _logger.info("listens on %s", self._settings.listen)
         return self.port
 
@@ -128,6 +133,9 @@ class Coordinator:
         self._stopped.set()
         self._docket.suspend(SHUTDOWN_SECONDS)
         self._open.close()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(SHUTDOWN_SECONDS)
 
     def __enter__(self) -> Coordinator:
         return self
@@ -163,18 +171,35 @@ class Coordinator:
         """What a node is shown: all versions of the signed terms."""
         return json.dumps(chain_record(self._trusted.chain)).encode()
 
-    def _keep_tidy(self) -> None:
+    def _repeat(self, work: Callable[[], None]) -> None:
         while not self._stopped.wait(TIDY_SECONDS):
             try:
-                self._store.renew()
-                self._server.drop_revoked()
-                if self._adopt():
-                    self._server.announce()
-                self._docket.settle()
+                work()
             except TransportError as error:
                 _logger.warning("%s", error)
             except Exception:
-                _logger.exception("tidying failed")
+                if not self._stopped.is_set():
+                    _logger.exception("tidying failed")
+
+    def _tidy(self) -> None:
+        self._server.drop_revoked()
+        if self._adopt():
+            self._server.announce()
+        self._keep_claim()
+
+    def _settle(self) -> None:
+        self._docket.settle()
+
+    def _keep_claim(self) -> None:
+        """Checks that the database is still ours; takes it again where the claim was lost."""
+        try:
+            self._store.renew()
+        except LocalProtocolError:
+            try:
+                self._store.claim(self._settings.name)
+            except SettingError as error:
+                self._docket.suspend(0)
+                self._say(f"runs no jobs any more: {error}")
 
     def _serve_metrics(self) -> None:
         def jobs(state: State) -> int:

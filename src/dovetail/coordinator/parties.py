@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -37,6 +38,8 @@ from dovetail.store.whole_file import write_whole
 from dovetail.wire.peers import Peer, Role
 
 COORDINATOR_FILE = "coordinator.party"
+_TOO_FRESH = 2_000_000_000
+"""Nanoseconds after a change within which another one may bear the same time."""
 _ROLES: dict[InvitedDuty, Role] = {"partner": "node", "analyst": "analyst"}
 
 
@@ -59,6 +62,7 @@ class Parties:
         """
         self._folder, self._keyring, self._terms = folder, keyring, terms
         self._known: tuple[object, Mapping[str, EnrolmentRequest]] = (None, {})
+        self._looked_at = 0
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -136,12 +140,18 @@ class Parties:
 
     def _by_pin(self) -> Mapping[str, EnrolmentRequest]:
         """All enrolled by the pin of their certificate; read anew when the folder changed."""
+        changed = self._folder.stat().st_mtime_ns
+        if changed != self._looked_at or time.time_ns() - changed < _TOO_FRESH:
+            self._look()
+            self._looked_at = changed
+        return self._known[1]
+
+    def _look(self) -> None:
         paths = sorted(self._folder.glob("*.request"))
         state = tuple((path.name, path.stat().st_mtime_ns) for path in paths)
         if self._known[0] != state:
             requests = [request_from_record(_json(path)) for path in paths]
             self._known = state, {r.party.certificate: r for r in requests}
-        return self._known[1]
 
     def _agreed(self, party: Party) -> bool:
         """Whether the signed terms, where they name this party, name these very keys."""

@@ -111,7 +111,7 @@ class Forgetful:
 
 
 class Suspended(BaseException):
-    """The job goes on from its journal another time; the coordinator stops, or its database does."""
+    """The job goes on from its journal another time: coordinator or database are stopping."""
 
 
 @dataclass
