@@ -14,6 +14,7 @@ its signatures, ``jobs.sqlite``, ``checkpoints/``, ``releases/``.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from dovetail.agreement.record import Fields, require
 from dovetail.errors import SettingError
 
 FILE = "coordinator.toml"
+_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -109,7 +111,8 @@ def host_and_port(address: str, where: str) -> tuple[str, int]:
         SettingError: it has another form.
     """
     host, _, port = address.rpartition(":")
-    good = bool(host) and port.isdecimal() and int(port) < 2**16
+    named = _HOST.fullmatch(host) is not None
+    good = named and port.isascii() and port.isdecimal() and int(port) < 2**16
     require(good, f"{where} must be host:port, such as localhost:7433")
     return host.strip("[]"), int(port)
 
@@ -118,8 +121,11 @@ def write_settings(folder: Path, name: str, listen: str, address: str) -> None:
     """A new coordinator's settings.
 
     Raises:
-        SettingError: there are some already, or they cannot be written.
+        SettingError: there are some already, they cannot be written, or one cannot be used.
     """
+    require_name(name)
+    for where, place in (("listen", listen), ("address", address)):
+        host_and_port(place, where)
     path = folder / FILE
     text = (
         "# A Dovetail coordinator. Paths are relative to this file.\n\n"
@@ -129,11 +135,10 @@ def write_settings(folder: Path, name: str, listen: str, address: str) -> None:
         '# database = "postgresql://dovetail@localhost/dovetail"  # else jobs.sqlite here\n'
         '# metrics = "127.0.0.1:9464"    # Prometheus; this machine only\n'
     )
+    require(not path.exists(), f"{path}: there is a coordinator already")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
-    except FileExistsError:
-        raise SettingError(f"{path}: there is a coordinator already") from None
     except OSError as error:
         raise SettingError(f"{path}: cannot be written ({error.strerror})") from None
