@@ -316,3 +316,20 @@ def test_only_columns_can_be_renamed(write: Write, wanted: str, message: str) ->
 def test_a_name_cannot_be_mapped_twice(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="mapped twice"):
         Source.files(tmp_path).renamed({"spend": "a", "SPEND": "b"})
+
+
+def test_materialise_writes_csv_where_the_name_says_so(write: Write, tmp_path: Path) -> None:
+    path = write("a.parquet", {"k": ["007", "a,b", None], "x": [0.1, 2.0, None]})
+    materialise("FROM t", {"t": path}, tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text() == 'k,x\n007,0.1\n"a,b",2.0\n,\n'
+    assert stat.S_IMODE((tmp_path / "out.csv").stat().st_mode) == 0o600
+
+
+def test_a_session_knows_which_files_it_reads(write: Write, tmp_path: Path) -> None:
+    path, other = write("a.csv", {"k": [1]}), write("b.csv", {"k": [1]})
+    (tmp_path / "link.csv").symlink_to(path)
+    with Source.files(path).open(Limits()) as opened:
+        assert opened.reads(path)
+        assert opened.reads(tmp_path / "link.csv")
+        assert not opened.reads(other)
+        assert not opened.reads(tmp_path / "absent.csv")

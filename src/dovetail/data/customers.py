@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dovetail.data import encode
+from dovetail.data import decode, encode
 from dovetail.data.arrays import (
     META,
     CustomerArrays,
@@ -32,6 +31,7 @@ from dovetail.data.arrays import (
 )
 from dovetail.data.check import check_opened
 from dovetail.data.engine import ROWS, Limits, Session, literal, quote
+from dovetail.data.private_file import private_file
 from dovetail.data.source import Source
 from dovetail.errors import DataError
 from dovetail.schema import Schema
@@ -149,7 +149,7 @@ def _write(batches: Iterator[pa.RecordBatch], schema: Schema, partial: Path) -> 
     rows = customers = 0
     previous: str | None = None
     with ExitStack() as stack:
-        files = {name: stack.enter_context(_private_file(partial / name)) for name in arrays}
+        files = {name: stack.enter_context(private_file(partial / name)) for name in arrays}
         for batch in batches:
             starts = _first_rows(batch.column(0), previous)
             previous = batch.column(0)[-1].as_py()
@@ -165,43 +165,22 @@ def _write(batches: Iterator[pa.RecordBatch], schema: Schema, partial: Path) -> 
 
 def _first_rows(keys: pa.Array, previous: str | None) -> npt.NDArray[np.int64]:
     """Positions in ``keys`` at which another customer begins."""
+    if keys.null_count:
+        raise decode.changed()
     changed = pc.not_equal(keys.slice(1), keys.slice(0, len(keys) - 1)).cast(pa.uint8())
-    begins = np.concatenate([[keys[0].as_py() != previous], _values(changed, np.uint8)])
+    begins = np.concatenate([[keys[0].as_py() != previous], decode.values(changed, np.uint8)])
     return np.flatnonzero(begins)
 
 
 def _arrays_of(batch: pa.RecordBatch, schema: Schema) -> dict[str, npt.NDArray[Any]]:
     """The batch as the three arrays of its rows, refusing what the check would have refused."""
-    if any(column.null_count for column in batch.columns):
-        raise DataError("the table changed while it was read; prepare it again")
-    features, categories = len(schema.number_features), len(schema.categories)
-    numbers = np.empty((batch.num_rows, features), np.float32)
-    codes = np.empty((batch.num_rows, categories), np.uint32)
-    for i in range(features):
-        numbers[:, i] = _values(batch.column(f"n{i}"), np.float32)
-    for i, category in enumerate(schema.categories):
-        codes[:, i] = _values(batch.column(f"c{i}"), encode.code_dtype(category))
-    labels = _values(batch.column("label"), np.uint8)
-    if not (np.abs(numbers) <= 1).all() or (labels > 1).any():
-        raise DataError("the table changed while it was read; prepare it again")
+    numbers, codes = decode.features(batch, schema)
+    labels = decode.values(batch.column("label"), np.uint8)
+    if (labels > 1).any():
+        raise decode.changed()
     return {"numbers": numbers, "codes": codes, "labels": labels}
 
 
-def _values(column: pa.Array, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """The column without a copy; ``to_numpy`` would load pandas, which this must not pay for."""
-    return np.frombuffer(column.buffers()[1], dtype)[column.offset :][: len(column)]
-
-
 def _write_meta(partial: Path, layout: Layout) -> None:
-    with _private_file(partial / META) as file:
+    with private_file(partial / META) as file:
         file.write(layout.to_json().encode())
-
-
-@contextmanager
-def _private_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file that only its owner can read, on disk when the block ends."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(descriptor)

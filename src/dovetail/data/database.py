@@ -19,9 +19,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from dovetail.data.engine import Limits
+from dovetail.data.private_file import write_batches
 from dovetail.errors import DataError, SettingError
 
 _SCHEMES = ("postgresql://", "postgres://")
@@ -138,10 +138,7 @@ def _batches(reader: pa.RecordBatchReader, query: str) -> Iterator[pa.RecordBatc
 
 def _write(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file, pq.ParquetWriter(file, schema) as writer:
-            for batch in batches:
-                writer.write_batch(batch)
+        write_batches(path, schema, batches)
     except OSError:
         name = path.parent.parent.name
         message = f"the database's rows cannot be written to {name!r}: is its disk full?"

@@ -109,10 +109,15 @@ def code_dtype(category: Category) -> np.dtype[Any]:
 
 
 def encoded_columns(schema: Schema) -> Mapping[str, str]:
-    """Alias and SQL of every encoded column, in the order of a :class:`Batch`.
+    """Those of :func:`encoded_features`, and ``label``, which is 0 or 1."""
+    return {**encoded_features(schema), "label": f"CAST({label_value(schema)} AS UTINYINT)"}
+
+
+def encoded_features(schema: Schema) -> Mapping[str, str]:
+    """Alias and SQL of every encoded feature, in the order of a :class:`Batch`.
 
     ``n0, n1, …`` are FLOAT in [-1, 1], one per number feature; ``c0, c1, …`` are codes, one per
-    category; ``label`` is 0 or 1.
+    category.
     """
     numbers: list[str] = []
     for column in schema.columns:
@@ -121,8 +126,7 @@ def encoded_columns(schema: Schema) -> Mapping[str, str]:
             if column.nullable:
                 numbers.append(f"CAST({quote(column.name)} IS NULL AS FLOAT)")
     encoded = {f"n{i}": sql for i, sql in enumerate(numbers)}
-    encoded |= {f"c{i}": _code(category) for i, category in enumerate(schema.categories)}
-    return encoded | {"label": f"CAST({label_value(schema)} AS UTINYINT)"}
+    return encoded | {f"c{i}": _code(category) for i, category in enumerate(schema.categories)}
 
 
 def _scaled(column: Number | Date) -> str:

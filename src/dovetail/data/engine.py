@@ -59,6 +59,10 @@ class Session:
         self._connection = connection
         self._readable = readable
 
+    def reads(self, path: Path) -> bool:
+        """Whether this is one of the files that queries may read."""
+        return path.exists() and any(path.samefile(file) for file in self._readable)
+
     def create_view(self, name: str, query: str) -> None:
         """Name a query of this program; it is bound now and read later."""
         with self._mapping(query):

@@ -141,7 +141,9 @@ def materialise(
     *,
     as_text: bool = False,
 ) -> None:
-    """Write a query's result to a Parquet file that only its owner can read (mode 0600).
+    """Write a query's result to a file that only its owner can read (mode 0600).
+
+    It is CSV with a header where its name ends in ``.csv``, and Parquet otherwise.
 
     The file appears under its name when it is complete, or not at all. Without a work folder of
     its own the query spills beside ``destination``, whose folder must exist. ``as_text`` is that
@@ -158,7 +160,8 @@ def materialise(
         partial.unlink(missing_ok=True)
         partial.touch(mode=0o600)
         with _opened(source, limits, writable=partial) as opened:
-            options = "FORMAT parquet, USE_TMP_FILE false"
+            kind = "csv, HEADER true" if destination.suffix.lower() == ".csv" else "parquet"
+            options = f"FORMAT {kind}, USE_TMP_FILE false"
             opened.run(f"COPY (FROM {quote(ROWS)}) TO {literal(str(partial))} ({options})")
         partial.replace(destination)
     except OSError:
