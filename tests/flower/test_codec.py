@@ -22,7 +22,7 @@ from hypothesis.extra import numpy as hnp
 
 from dovetail.errors import LocalProtocolError, RemoteProtocolError
 from dovetail.flower._compat import new_message
-from dovetail.flower.codec import decode, encode
+from dovetail.flower.codec import decode, encode, payloads
 from dovetail.flower.records import DTYPES
 from dovetail.wire.frame import pack
 from dovetail.wire.generated import message_pb2 as pb
@@ -232,3 +232,26 @@ def test_what_cannot_travel_is_refused_before_it_is_sent(
 ) -> None:
     with pytest.raises(LocalProtocolError):
         encode(Message(RecordDict({"r": record}), 1, "train"))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_that_messages_share_are_held_once(order: Any) -> None:
+    array = Array(np.asarray(np.arange(6_000_000, dtype=np.float32).reshape(1000, -1), order=order))
+    messages = [
+        new_message(
+            Metadata(run_id=1, message_id=str(node), src_node_id=0, dst_node_id=node,
+                     reply_to_message_id="", group_id="", created_at=0.0, ttl=1.0,
+                     message_type="train"),
+            RecordDict({"model": ArrayRecord({"w": array})}),
+        )
+        for node in range(10)
+    ]  # fmt: skip
+    tracemalloc.start()
+    try:
+        written = payloads(messages)
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < (100_000 if order == "C" else 24_100_000)
+    assert peak < 80_000_000
+    assert [payload.joined() for payload in written] == [encode(message) for message in messages]

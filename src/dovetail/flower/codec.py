@@ -66,12 +66,13 @@ def payloads(messages: Sequence[Message]) -> list[Payload]:
     Raises:
         LocalProtocolError: as :func:`encode`.
     """
-    known: dict[int, memoryview] = {}  # by identity: the messages keep their arrays alive
+    known: dict[tuple[object, ...], memoryview] = {}
 
     def once(array: Array) -> memoryview:
-        if id(array) not in known:
-            known[id(array)] = elements_of(array)
-        return known[id(array)]
+        key = (id(array.data), array.stype, array.dtype, tuple(array.shape))  # messages keep data
+        if key not in known:
+            known[key] = elements_of(array)
+        return known[key]
 
     return [_payload(message, once) for message in messages]
 
