@@ -1,9 +1,18 @@
+"""Frames as bytes; the vectors were written once, so that no later version reads them otherwise."""
+
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from dovetail.errors import RemoteProtocolError
 from dovetail.wire.envelope import MAX_HEAD_BYTES, read, write
 from dovetail.wire.generated import federation_pb2 as pb
 
+VECTORS = Path(__file__).parents[1] / "vectors"
+GOOD = json.loads((VECTORS / "frame_good.json").read_text())
+BAD = json.loads((VECTORS / "frame_bad.json").read_text())
 CHUNK = pb.Chunk(exchange=bytes(16), offset=2**40, total=2**41)
 
 
@@ -41,3 +50,19 @@ def test_the_data_is_not_copied() -> None:
 def test_malformed_frames_are_refused(raw: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
         read(raw, pb.FromNode)
+
+
+@pytest.mark.parametrize("vector", GOOD, ids=lambda vector: vector["why"])
+def test_a_good_vector_is_read_and_written_again(vector: dict[str, Any]) -> None:
+    raw = bytes.fromhex(vector["bytes"])
+    kind: Any = pb.FromNode if vector["to"] == "coordinator" else pb.ToNode
+    frame, data = read(raw, kind)
+    assert frame.WhichOneof("frame") == vector["frame"]
+    assert data.hex() == vector["data"]
+    assert write(frame, [data]) == raw
+
+
+@pytest.mark.parametrize("vector", BAD, ids=lambda vector: vector["why"])
+def test_a_bad_vector_is_refused(vector: dict[str, Any]) -> None:
+    with pytest.raises(RemoteProtocolError):
+        read(bytes.fromhex(vector["bytes"]), pb.FromNode)
