@@ -75,7 +75,7 @@ class WorkerLimits:
 
     Attributes:
         seconds: longest time of a round, from handing it to a ready worker to its last byte.
-        memory_mb: most resident memory of the worker, in MiB: about 300 for the libraries, what
+        memory_mb: most resident memory of the worker, in MiB: about 350 for the libraries, what
             is mapped of the customers, and the model several times over. It is looked at five
             times per second, so that for a moment a round can have more.
         threads: processor threads; more than one only helps with large models.
