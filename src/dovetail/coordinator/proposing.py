@@ -16,7 +16,7 @@ from dovetail.agreement.signing import (
     signed_permit_from_record,
 )
 from dovetail.agreement.terms import Terms
-from dovetail.errors import DovetailError, RemoteProtocolError
+from dovetail.errors import DovetailError, PolicyError, RemoteProtocolError
 from dovetail.flower import actions
 from dovetail.flower.actions import Record
 from dovetail.flower.grid import ask
@@ -73,9 +73,15 @@ def ask_previews(
             if isinstance(reply, DovetailError):
                 raise reply
             found[nodes[node]] = _preview(actions.preview_of(reply))
+        except PolicyError as error:
+            found[nodes[node]] = {"refused_by": error.rule, "text": _why(error)}
         except DovetailError as error:
             found[nodes[node]] = {"refused_by": "unreachable", "text": str(error)}
     return {partner: found[partner] for partner in nodes.values()}
+
+
+def _why(error: PolicyError) -> str:
+    return str(error).removeprefix(f"{error.rule}: ")
 
 
 def _preview(record: Record) -> Record:

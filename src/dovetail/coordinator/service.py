@@ -38,7 +38,7 @@ from dovetail.coordinator.parties import Parties
 from dovetail.errors import DataError, PolicyError, SettingError
 from dovetail.privacy import accountant
 from dovetail.store.card import ARRAYS_FILE
-from dovetail.store.jobs import JobStore
+from dovetail.store.jobs import ENDED, JobStore
 from dovetail.store.records import JobRecord
 from dovetail.wire.peers import NodeLink, Peer
 
@@ -89,21 +89,22 @@ class Service:
         """Events of one job until it has ended, or of all jobs until cancelled."""
         read = Fields(record, "watch", ("job", "after"))
         job = read.text("job") if read.raw("job") else None
-        after = read.whole("after")
+        after, told, ended = read.whole("after"), False, False
         if job is not None:
             self._store.get(job)
         while not cancelled.is_set():
             newest = self._store.wait_for_events(after=-1, timeout=0)
-            ended = job is not None and self._store.get(job).state not in OPEN_STATES
             events = self._store.events(job, after)
             for event in events:
                 yield vars(event)
-                after = event.sequence
+                after, told = event.sequence, event.kind in ENDED and not event.partner
             if events:
                 continue
             if ended:
                 return
-            self._store.wait_for_events(newest, _WATCH_SECONDS)
+            ended = job is not None and self._store.get(job).state in ENDED
+            if not (ended and told):  # the end is told right after it is noted
+                self._store.wait_for_events(newest, _WATCH_SECONDS)
 
     def fetch(self, _peer: Peer, record: dict[str, Any]) -> tuple[dict[str, Any], Iterable[bytes]]:
         """The card of a released model, and the bytes of its arrays."""

@@ -13,7 +13,7 @@ from dovetail.agreement.policy import NodePolicy, judge, needs_approval, require
 from dovetail.agreement.request import Request, digest
 from dovetail.agreement.signing import SignedRequest, require_asked
 from dovetail.agreement.terms import Terms
-from dovetail.errors import PolicyError
+from dovetail.errors import PolicyError, PrivacyError
 from dovetail.store.ledger import LedgerStore
 
 Clock = Callable[[], datetime]
@@ -82,6 +82,7 @@ class Gate:
         """Judges a request, and charges nothing.
 
         Raises:
+            PolicyError: rule ``epsilon``: no ε can be stated for what is asked.
             LedgerError: the ledger cannot be read.
         """
         refused_by, text = "", ""
@@ -90,11 +91,15 @@ class Gate:
         except PolicyError as error:
             refused_by, text = error.rule, str(error).removeprefix(f"{error.rule}: ")
         ledger, task = self._ledger.refresh(), signed.request.task
+        try:
+            epsilon = ledger.epsilon_of({task.event: task.steps}, self._terms.budget.delta)
+        except PrivacyError as error:
+            raise PolicyError("epsilon", str(error)) from None
         return Preview(
             refused_by=refused_by,
             text=text,
             needs_approval=needs_approval(self._terms, self._policy),
-            epsilon=ledger.epsilon_of({task.event: task.steps}, self._terms.budget.delta),
+            epsilon=epsilon,
             remaining=ledger.remaining(self._clock()),
         )
 
