@@ -350,9 +350,9 @@ def _show_preview(found: dict[str, Any]) -> None:
         costs = [f"{said[key]:.3f}" if key in said else "–" for key in ("epsilon", "remaining")]
         table.add_row(name, *costs, _verdict(said))
     console.print(table)
-    overlap = "who may be a customer of several" if found["customers_overlap"] else "of one"
+    whom = "who is a customer of all of them" if found["customers_overlap"] else "of any of them"
     console.print(
-        f"Against all partners together: ε = {found['joint_epsilon']:.3f} for a person {overlap}; "
+        f"Against everybody together: ε = {found['joint_epsilon']:.3f} for a customer {whom}, at "
         f"δ = {found['delta']:g}.",
         markup=False,
     )

@@ -157,14 +157,15 @@ def _show(record: dict[str, Any]) -> None:
     delta = record["delta"]
     title = f"What was spent, at δ = {delta:g}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("job", "reserved", "state"):
-        table.add_column(heading)
+    table.add_column("job", overflow="fold")
+    for heading in ("reserved", "state"):
+        table.add_column(heading, no_wrap=True)
     for heading in ("rounds begun", "answered", "steps charged", "ε alone"):
         table.add_column(heading, justify="right")
     for job in record["jobs"]:
         table.add_row(
             job["job"],
-            job["reserved_at"][:16].replace("T", " "),
+            job["reserved_at"][:10],
             job["state"],
             str(job["rounds_begun"]),
             str(job["rounds_committed"]),

@@ -55,8 +55,8 @@ def _show(summary: ScoreSummary, output: Path) -> None:
     for heading in ("decile", "customers", "mean score", "observed rate", "lift"):
         table.add_column(heading, justify="right")
     for row in summary.deciles:
-        rate = "–" if row.rate is None else f"{row.rate:.2%}"
+        rate = "–" if row.observed is None else f"{row.observed:.2%}"
         lift = "–" if row.lift is None else f"{row.lift:.2f}"
-        table.add_row(str(row.decile), f"{row.customers:,}", f"{row.mean_score:.4f}", rate, lift)
+        table.add_row(str(row.number), f"{row.customers:,}", f"{row.mean_score:.4f}", rate, lift)
     console.print(table)
     console.print(f"{summary.customers:,} customers in {output}", markup=False)
