@@ -1,68 +1,38 @@
-"""Folders of three real partners: node.toml, terms, schema and a CSV file each."""
+"""Folders of three real partners: keys, a signed agreement, node.toml and a CSV file each."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-SCHEMA = """
-name = "customers"
-key = "id"
-unit = "customer"
-max_rows_per_customer = 3
-[label]
-name = "bought"
-prior = 0.2
-[columns.age]
-type = "number"
-low = 0
-high = 100
-nullable = true
-[columns.spend]
-type = "number"
-low = 0
-high = 1000
-transform = "log"
-[columns.region]
-type = "category"
-values = ["north", "south"]
-"""
+from dovetail.agreement import terms as agreed
+from dovetail.agreement.request import Request
+from dovetail.agreement.signing import (
+    SignedRequest,
+    SignedTerms,
+    chain_from_record,
+    chain_record,
+    sign_request,
+    sign_terms,
+)
+from dovetail.agreement.terms import Terms
+from dovetail.crypto.keyring import Keyring, load_keyring, make_keyring
+from dovetail.crypto.keys import SigningKey
+from dovetail.simulation.identities import COORDINATOR, signing_key
+from tests.samples import TASK, terms
 
-TERMS = """
-name = "loyalty"
-version = 1
-purposes = ["propensity"]
-customers_overlap = false
-minimum_cohort = 50
-schema = "schema.toml"
-[budget]
-epsilon = 8.0
-delta = 1e-3
-[allowed]
-model_families = ["logistic"]
-protections = ["local"]
-max_parameters = 1000
-max_rounds = 50
-max_steps = 100
-"""
-PARTNER = """
-[[partners]]
-name = "{name}"
-role = "shop"
-customers = {customers}
-first_day = 2024-01-01
-last_day = 2024-12-31
-"""
+SIZES = {"brand": 100, "platform": 200, "retailer": 300}
 NODE = """
-partner = "{name}"
-terms = "../terms.toml"
-ledger = "{name}.ledger"
-arrays = "arrays"
+name = "{name}"
 [source]
 files = "customers.csv"
 """
-SIZES = {"brand": 100, "platform": 200, "retailer": 300}
+REQUEST = Request("job-1", TASK)
 
 
 def write_csv(path: Path, customers: int, seed: int) -> None:
@@ -77,14 +47,66 @@ def write_csv(path: Path, customers: int, seed: int) -> None:
     path.write_text("\n".join(rows) + "\n")
 
 
-def write_homes(folder: Path) -> Path:
-    """Writes terms and one folder per partner; returns ``folder``."""
-    (folder / "schema.toml").write_text(SCHEMA)
-    partners = "".join(PARTNER.format(name=n, customers=c) for n, c in SIZES.items())
-    (folder / "terms.toml").write_text(TERMS + partners)
+def write_homes(folder: Path, **changes: Any) -> Path:
+    """Writes one folder per partner, all of them under terms that all signed; returns ``folder``.
+
+    The coordinator is a simulated one, so that tests can sign for it.
+    """
     for seed, (name, customers) in enumerate(SIZES.items()):
         home = folder / name
         home.mkdir()
         (home / "node.toml").write_text(NODE.format(name=name))
         write_csv(home / "customers.csv", customers, seed)
+        make_keyring(home / "keys", name, datetime.now(UTC))
+    agree(folder, pinned(folder, terms(**changes)))
     return folder
+
+
+def pinned(folder: Path, known: Terms) -> Terms:
+    """Terms that pin the keys in the partners' folders."""
+    keys = {name: keyring(folder / name) for name in SIZES}
+    partners = tuple(
+        replace(p, key=keys[p.name].signing.public, certificate=keys[p.name].pin)
+        for p in known.partners
+    )
+    return replace(known, partners=partners)
+
+
+def keyring(home: Path) -> Keyring:
+    return load_keyring(home / "keys")
+
+
+def key_of(folder: Path, party: str) -> SigningKey:
+    """A party's own key; simulated for who has no folder."""
+    home = folder / party
+    return keyring(home).signing if home.is_dir() else signing_key(party)
+
+
+def signed(folder: Path, known: Terms) -> SignedTerms:
+    """Terms that all parties signed with their own keys."""
+    names = [party.name for party, _ in known.parties]
+    return SignedTerms(known, tuple(sign_terms(known, n, key_of(folder, n)) for n in names))
+
+
+def agree(folder: Path, *versions: Terms) -> None:
+    """Gives every partner all versions of the terms, signed."""
+    record = chain_record(signed(folder, version) for version in versions)
+    for name in SIZES:
+        (folder / name / "agreement.json").write_text(json.dumps(record))
+
+
+def terms_of(home: Path) -> Terms:
+    """The newest terms in a partner's folder."""
+    record = json.loads((home / "agreement.json").read_text())
+    return chain_from_record(record)[-1].terms
+
+
+def amended(known: Terms, **changes: Any) -> Terms:
+    """The version after these terms."""
+    return replace(known, version=known.version + 1, previous=agreed.digest(known), **changes)
+
+
+def asked(known: Terms, request: Request = REQUEST) -> SignedRequest:
+    """A request as the simulated coordinator asks it."""
+    key = signing_key(COORDINATOR)
+    return sign_request(request, agreed.digest(known), COORDINATOR, key)
