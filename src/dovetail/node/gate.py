@@ -118,6 +118,7 @@ class Gate:
         require_asked(signed, terms)
         known = self._ledger.refresh().job(request.job)
         if known is None:
+            self._close_expired()
             self._judge(signed)
             self._require_approved(request)
             event, steps = request.task.event, request.task.steps
@@ -154,6 +155,14 @@ class Gate:
     def close(self, job: str) -> None:
         """Ends a job; what it reserved and never began is free again."""
         self._ledger.cancel(job)
+
+    def _close_expired(self) -> None:
+        """Ends jobs of which no round can begin any more, though nobody said that they ended."""
+        known, now = self._ledger.refresh(), self._clock()
+        spending = known.spending_by_job()
+        for job in known.open_jobs():
+            if now > permit_end(self._terms, datetime.fromisoformat(spending[job].reserved_at)):
+                self._ledger.cancel(job)
 
     def _judge(self, signed: SignedRequest) -> None:
         require_asked(signed, self._terms)

@@ -1,0 +1,262 @@
+"""The one gate, over a real ledger and a desk where people decide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from dovetail.agreement.policy import NOTHING_MORE, NodePolicy
+from dovetail.agreement.request import Request
+from dovetail.agreement.terms import Budget, Terms
+from dovetail.errors import LedgerError, PolicyError
+from dovetail.node.gate import Decision, Gate
+from dovetail.privacy import accountant
+from dovetail.simulation.identities import asked
+from dovetail.store.desk import Desk
+from dovetail.store.ledger import LedgerStore
+from tests.samples import TASK, terms
+
+REQUEST = Request("job-1", TASK)
+START = datetime(2026, 5, 15, 12, tzinfo=UTC)
+TERMS = terms()
+MANUAL = terms(approval="manual")
+
+
+class Clock:
+    """A clock that tests set."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def later(self, **by: float) -> None:
+        self.now += timedelta(**by)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(clock: Clock) -> Iterator[LedgerStore]:
+    with closing(LedgerStore(None, TERMS.budget, clock)) as store:
+        yield store
+
+
+def nobody(_: Request) -> Decision | None:
+    return None
+
+
+def gate(
+    ledger: LedgerStore,
+    clock: Clock,
+    agreed: Terms = TERMS,
+    policy: NodePolicy = NOTHING_MORE,
+    decisions: object = nobody,
+) -> Gate:
+    return Gate(agreed, "retailer", ledger, 304, policy, clock, decisions)  # type: ignore[arg-type]
+
+
+def kinds(ledger: LedgerStore) -> list[str]:
+    return [entry.kind for entry in ledger.entries()]
+
+
+def refused(rule: str) -> pytest.RaisesExc[PolicyError]:
+    return pytest.RaisesExc(PolicyError, check=lambda error: error.rule == rule)
+
+
+def test_a_permit_is_given_again_for_the_same_and_costs_nothing_more(
+    ledger: LedgerStore, clock: Clock
+) -> None:
+    one = gate(ledger, clock)
+    first = one.admit(asked(REQUEST, TERMS))
+    clock.later(days=3)
+    again = gate(ledger, clock).admit(asked(REQUEST, TERMS))
+    assert again == first
+    assert kinds(ledger) == ["reserve"]
+    one.begin(REQUEST, 1)
+    late = one.admit(asked(REQUEST, TERMS))
+    assert late == replace(first, ledger_head=ledger.entries()[-1].digest)
+
+
+def test_a_permit_given_again_needs_no_room_and_asks_nobody_again(
+    ledger: LedgerStore, clock: Clock
+) -> None:
+    tight = NodePolicy(max_concurrent_jobs=1)
+    one = gate(ledger, clock, policy=tight)
+    one.admit(asked(REQUEST, TERMS))
+    one.admit(asked(REQUEST, TERMS))
+    with refused("jobs"):
+        one.admit(asked(Request("job-2", TASK), TERMS))
+
+
+def test_other_content_under_an_admitted_name_is_no_permit(
+    ledger: LedgerStore, clock: Clock
+) -> None:
+    one = gate(ledger, clock)
+    one.admit(asked(REQUEST, TERMS))
+    with refused("request"):
+        one.admit(asked(Request("job-1", replace(TASK, seed=3)), TERMS))
+    assert kinds(ledger) == ["reserve"]
+
+
+def test_a_job_that_ended_is_not_admitted_again(ledger: LedgerStore, clock: Clock) -> None:
+    one = gate(ledger, clock)
+    one.admit(asked(REQUEST, TERMS))
+    one.close("job-1")
+    with refused("request"):
+        one.admit(asked(REQUEST, TERMS))
+    with refused("request"):
+        one.begin(REQUEST, 1)
+    with pytest.raises(LedgerError):
+        one.close("job-1")
+
+
+def test_a_permit_ends_thirty_days_after_it_was_reserved(ledger: LedgerStore, clock: Clock) -> None:
+    one = gate(ledger, clock)
+    permit = one.admit(asked(REQUEST, TERMS))
+    assert permit.expires == (START + timedelta(days=30)).isoformat()
+    clock.later(days=30)
+    one.begin(REQUEST, 1)
+    clock.later(seconds=1)
+    with refused("permit"):
+        one.begin(REQUEST, 2)
+    assert kinds(ledger) == ["reserve", "begin"]
+    assert one.admit(asked(REQUEST, TERMS)).expires == permit.expires, "asking again renews nothing"
+
+
+def test_a_job_whose_end_nobody_told_gives_back_what_it_never_began(
+    ledger: LedgerStore, clock: Clock
+) -> None:
+    one = gate(ledger, clock, policy=NodePolicy(max_concurrent_jobs=1))
+    one.admit(asked(REQUEST, TERMS))
+    one.begin(REQUEST, 1)
+    next_one = asked(Request("job-2", TASK), TERMS)
+    clock.later(days=30)
+    with refused("jobs"):
+        one.admit(next_one)
+    clock.later(seconds=1)
+    one.admit(next_one)
+    assert ledger.refresh().spending() == {TASK.event: 1 + TASK.steps}
+    assert kinds(ledger) == ["reserve", "begin", "cancel", "reserve"]
+    one.admit(next_one)
+
+
+def test_a_permit_does_not_outlast_the_terms(ledger: LedgerStore, clock: Clock) -> None:
+    ending = terms(valid_until=date(2026, 5, 16))
+    one = gate(ledger, clock, ending)
+    assert one.admit(asked(REQUEST, ending)).expires == "2026-05-16T23:59:59+00:00"
+    clock.later(days=2)
+    with refused("permit"):
+        one.begin(REQUEST, 1)
+    with refused("dates"):
+        one.admit(asked(Request("job-2", TASK), ending))
+
+
+@pytest.mark.parametrize("policy", [NOTHING_MORE, NodePolicy(approval="manual")])
+@pytest.mark.parametrize("agreed", [TERMS, MANUAL], ids=["automatic", "manual"])
+def test_a_person_is_asked_where_terms_or_policy_say_so(
+    agreed: Terms, policy: NodePolicy, ledger: LedgerStore, clock: Clock
+) -> None:
+    one = gate(ledger, clock, agreed, policy)
+    needed = agreed is MANUAL or policy.approval == "manual"
+    assert one.preview(asked(REQUEST, agreed)).needs_approval is needed
+    if needed:
+        with refused("approval"):
+            one.admit(asked(REQUEST, agreed))
+    else:
+        one.admit(asked(REQUEST, agreed))
+    assert kinds(ledger) == ([] if needed else ["reserve"])
+
+
+def test_a_decision_is_about_one_request_exactly(
+    ledger: LedgerStore, clock: Clock, tmp_path: Path
+) -> None:
+    desk = Desk(tmp_path / "desk")
+    one = gate(ledger, clock, MANUAL, decisions=desk.decision)
+    desk.wait_for_decision(asked(REQUEST, MANUAL))
+    desk.decide("job-1", "approved", START)
+    other = Request("job-1", replace(TASK, rounds=4))
+    with refused("approval"):
+        one.admit(asked(other, MANUAL))
+    one.admit(asked(REQUEST, MANUAL))
+
+
+def test_a_person_can_refuse_what_rules_would_allow(
+    ledger: LedgerStore, clock: Clock, tmp_path: Path
+) -> None:
+    desk = Desk(tmp_path / "desk")
+    desk.wait_for_decision(asked(REQUEST, TERMS))
+    desk.decide("job-1", "refused", START)
+    with refused("refusal"):
+        gate(ledger, clock, decisions=desk.decision).admit(asked(REQUEST, TERMS))
+    assert kinds(ledger) == []
+
+
+def test_people_are_not_asked_about_what_the_rules_refuse(
+    ledger: LedgerStore, clock: Clock
+) -> None:
+    resale = Request("job-1", replace(TASK, purpose="resale"))
+    with refused("purpose"):
+        gate(ledger, clock, MANUAL).admit(asked(resale, MANUAL))
+
+
+def test_a_preview_charges_nothing_and_says_what_is_left(ledger: LedgerStore, clock: Clock) -> None:
+    one = gate(ledger, clock)
+    epsilon = accountant.epsilon({TASK.event: TASK.steps}, TERMS.budget.delta)
+    before = one.preview(asked(REQUEST, TERMS))
+    assert before.epsilon == pytest.approx(epsilon)
+    assert before.remaining == pytest.approx(TERMS.budget.epsilon)
+    one.admit(asked(REQUEST, TERMS))
+    after = one.preview(asked(Request("job-2", TASK), TERMS))
+    assert after.remaining == pytest.approx(TERMS.budget.epsilon - epsilon)
+    assert (after.refused_by, after.text) == ("", "")
+    dear = Request("job-3", replace(TASK, noise_multiplier=0.2))
+    refusal = one.preview(asked(dear, TERMS))
+    assert refusal.refused_by == "epsilon"
+    assert not refusal.text.startswith("epsilon")
+    assert kinds(ledger) == ["reserve"]
+
+
+def test_what_no_epsilon_can_be_stated_for_is_refused_by_that_rule(
+    ledger: LedgerStore, clock: Clock
+) -> None:
+    loud = asked(Request("job-1", replace(TASK, noise_multiplier=1e-3)), TERMS)
+    one = gate(ledger, clock)
+    for call in (one.preview, one.admit):
+        with refused("epsilon"):
+            call(loud)
+
+
+def test_a_budget_refills_with_its_period(clock: Clock) -> None:
+    monthly = terms(budget=Budget(8.0, 1e-3, "month"))
+    dear = replace(TASK, noise_multiplier=0.6, rounds=20)
+    with closing(LedgerStore(None, monthly.budget, clock)) as ledger:
+        one = gate(ledger, clock, monthly)
+        one.admit(asked(Request("job-1", dear), monthly))
+        with refused("budget"):
+            one.admit(asked(Request("job-2", dear), monthly))
+        clock.later(days=17)
+        one.admit(asked(Request("job-2", dear), monthly))
+        one.begin(Request("job-1", dear), 1)
+        with refused("budget"):
+            one.admit(asked(Request("job-3", dear), monthly))
+        clock.later(days=-17)
+        with pytest.raises(LedgerError, match="backwards"):
+            one.begin(Request("job-1", dear), 2)
+
+
+def test_terms_that_became_stricter_stop_an_admitted_job(ledger: LedgerStore, clock: Clock) -> None:
+    gate(ledger, clock).admit(asked(REQUEST, TERMS))
+    stricter = gate(ledger, clock, terms(max_rounds=2))
+    with refused("rounds"):
+        stricter.begin(REQUEST, 1)
+    assert kinds(ledger) == ["reserve"]
