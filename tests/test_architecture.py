@@ -22,6 +22,7 @@ DOORS = {
     "opacus": {"training"},
     "duckdb": {"data"},
     "pyarrow": {"data"},
+    "adbc_driver_postgresql": {"data"},
     "sqlalchemy": {"store"},
     "alembic": {"store"},
     "safetensors": {"store"},

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from dovetail.cli.help import command
 from dovetail.cli.logs import log_to_stderr
 from dovetail.cli.outcome import print_json
 from dovetail.cli.unlock import PASSPHRASE, unlock
@@ -33,8 +34,9 @@ Folder = Annotated[
 HERE = Path("coordinator")
 
 
-@app.command(
-    epilog="Example: [bold]dovetail coordinator init --name coop --address coop.example:7433[/bold]"
+@command(
+    app,
+    epilog="Example: [bold]dovetail coordinator init --name coop --address coop.example:7433[/bold]",
 )
 def init(
     name: Annotated[str, typer.Option(help="By which the agreement is to name the coordinator.")],
@@ -69,9 +71,10 @@ def init(
     console.print("Next: dovetail coordinator invite PARTNER …", markup=False)
 
 
-@app.command(
+@command(
+    app,
     epilog="Example: [bold]dovetail coordinator invite retailer platform brand[/bold], then send "
-    "each its file. Whoever holds a file can enrol once under its name: send it to nobody else."
+    "each its file. Whoever holds a file can enrol once under its name: send it to nobody else.",
 )
 def invite(
     names: Annotated[list[str], typer.Argument(help="The parties, as the agreement names them.")],
@@ -93,7 +96,7 @@ def invite(
         typer.echo(f"{path}  →  {name}: dovetail {command} {path.name}")
 
 
-@app.command(epilog="Example: [bold]dovetail coordinator enrol *.request[/bold]")
+@command(app, epilog="Example: [bold]dovetail coordinator enrol *.request[/bold]")
 def enrol(
     requests: Annotated[
         list[Path], typer.Argument(help="NAME.request files that came back from invited parties.")
@@ -109,7 +112,7 @@ def enrol(
         typer.echo(f"{party.name} may connect, with certificate {party.certificate[:16]}…")
 
 
-@app.command(epilog="Example: [bold]dovetail coordinator revoke brand[/bold]")
+@command(app, epilog="Example: [bold]dovetail coordinator revoke brand[/bold]")
 def revoke(
     name: Annotated[str, typer.Argument(help="Whose certificate is to be refused from now on.")],
     folder: Folder = HERE,
@@ -120,7 +123,7 @@ def revoke(
     typer.echo(f"{name} may not connect any more; invite it to enrol it anew")
 
 
-@app.command()
+@command(app)
 def parties(
     folder: Folder = HERE,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON on stdout.")] = False,
@@ -137,9 +140,10 @@ def parties(
         typer.echo(f"{name:<24} revoked")
 
 
-@app.command(
+@command(
+    app,
     epilog="Put the agreement into the folder as [bold]agreement.toml[/bold], with all signatures "
-    "beside it: a running coordinator notices. Stop it with Ctrl-C; jobs go on at the next start."
+    "beside it: a running coordinator notices. Stop it with Ctrl-C; jobs go on at the next start.",
 )
 def serve(
     folder: Folder = HERE,

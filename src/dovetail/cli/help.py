@@ -11,16 +11,19 @@ import typer
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
 
-def command(app: typer.Typer, *, epilog: str = "") -> Callable[[_Command], _Command]:
+def command(
+    app: typer.Typer, *, name: str | None = None, epilog: str = ""
+) -> Callable[[_Command], _Command]:
     """Adds a function to ``app`` as a command, with its docstring as help.
 
     Args:
         app: where to add it.
+        name: of the command; by default the function's.
         epilog: an example, and what its exit codes mean.
     """
 
     def add(function: _Command) -> _Command:
-        app.command(help=paragraphs(function), epilog=epilog)(function)
+        app.command(name, help=paragraphs(function), epilog=epilog)(function)
         return function
 
     return add

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dovetail.cli.help import command
 from dovetail.cli.outcome import Code, print_json
 from dovetail.cli.unlock import access
 
@@ -41,9 +42,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print as JSON on stdout.")]
 ENDED = ("released", "refused", "failed", "cancelled")
 
 
-@app.command(
+@command(
+    app,
     epilog="Example: [bold]dovetail job preview job.toml --keys keys[/bold]. Exit code 1: at least "
-    "one partner would refuse."
+    "one partner would refuse.",
 )
 def preview(file: JobFile, keys: Keys = KEYS, as_json: Json = False) -> None:
     """Ask every partner what it would say, and what it would cost; nothing runs or is charged.
@@ -62,9 +64,10 @@ def preview(file: JobFile, keys: Keys = KEYS, as_json: Json = False) -> None:
         raise typer.Exit(Code.BAD)
 
 
-@app.command(
+@command(
+    app,
     epilog="Example: [bold]dovetail job submit job.toml --keys keys[/bold]. Submitting the same "
-    "again is harmless: a job takes place once."
+    "again is harmless: a job takes place once.",
 )
 def submit(
     file: JobFile,
@@ -113,7 +116,7 @@ def submit(
     _end(job, as_json=as_json)
 
 
-@app.command()
+@command(app)
 def watch(name: Name, keys: Keys = KEYS, as_json: Json = False) -> None:
     """Follow a job: rounds, who is awaited, why it ended. Ctrl-C stops watching, not the job."""
     _, client = _client(keys)
@@ -125,7 +128,7 @@ def watch(name: Name, keys: Keys = KEYS, as_json: Json = False) -> None:
     _end(client.call("Show", {"job": name}), as_json=False)
 
 
-@app.command("list")
+@command(app, name="list")
 def list_jobs(
     keys: Keys = KEYS,
     state: Annotated[
@@ -150,7 +153,7 @@ def list_jobs(
     Console(highlight=False).print(table)
 
 
-@app.command()
+@command(app)
 def show(name: Name, keys: Keys = KEYS, as_json: Json = False) -> None:
     """Show a job: what was asked, where it stands, who permitted it, who is awaited."""
     _, client = _client(keys)
@@ -167,7 +170,7 @@ def show(name: Name, keys: Keys = KEYS, as_json: Json = False) -> None:
         typer.echo(f"{'awaited':<12} {', '.join(job['awaited'])}")
 
 
-@app.command()
+@command(app)
 def permits(name: Name, keys: Keys = KEYS) -> None:
     """Print the partners' signed permits for a job, as JSON, after checking their signatures."""
     from dovetail.agreement.signing import require_permitted, signed_permit_from_record
@@ -181,14 +184,14 @@ def permits(name: Name, keys: Keys = KEYS) -> None:
     print_json(found)
 
 
-@app.command()
+@command(app)
 def approve(name: Name, keys: Keys = Path("coordinator/keys")) -> None:
     """Let a job that waits for the coordinator's operator go to the partners."""
     _, client = _client(keys)
     _end(client.call("Approve", {"job": name}), as_json=False)
 
 
-@app.command()
+@command(app)
 def cancel(name: Name, keys: Keys = KEYS) -> None:
     """End a job; what it never began is free again at every partner."""
     _, client = _client(keys)
@@ -197,7 +200,7 @@ def cancel(name: Name, keys: Keys = KEYS) -> None:
         typer.echo(f"{name}: {job['state'] if job['state'] in ENDED else 'being cancelled'}")
 
 
-@app.command(epilog="Example: [bold]dovetail job fetch spring-coupons -o model[/bold]")
+@command(app, epilog="Example: [bold]dovetail job fetch spring-coupons -o model[/bold]")
 def fetch(
     name: Name,
     keys: Keys = KEYS,
@@ -210,7 +213,7 @@ def fetch(
     _fetch(client, name, output)
 
 
-@app.command()
+@command(app)
 def nodes(keys: Keys = KEYS, as_json: Json = False) -> None:
     """List the parties, and who is connected now."""
     _, client = _client(keys)
@@ -226,7 +229,7 @@ def nodes(keys: Keys = KEYS, as_json: Json = False) -> None:
         typer.echo(f"{name:<24} revoked")
 
 
-@app.command()
+@command(app)
 def agreement(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A file; by default stdout.")

@@ -15,6 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dovetail.cli.help import command
 from dovetail.cli.outcome import print_json
 
 if TYPE_CHECKING:
@@ -46,8 +47,9 @@ Delta = Annotated[
 ]
 
 
-@app.command(
-    epilog="Example: [bold]dovetail node ledger show retailer/retailer.ledger[/bold]. " + EPILOG
+@command(
+    app,
+    epilog="Example: [bold]dovetail node ledger show retailer/retailer.ledger[/bold]. " + EPILOG,
 )
 def show(file: File, delta: Delta = None, as_json: Json = False) -> None:
     """Show what was spent: by job, in this period, and in everything that ever left.
@@ -64,7 +66,7 @@ def show(file: File, delta: Delta = None, as_json: Json = False) -> None:
         _show(record)
 
 
-@app.command(epilog=EPILOG)
+@command(app, epilog=EPILOG)
 def verify(
     file: File,
     head: Annotated[
@@ -88,8 +90,8 @@ def verify(
     typer.echo(f"{length:,} entries, the chain is unbroken; the last one is {newest}")
 
 
-@app.command(
-    epilog="Example: [bold]dovetail node ledger export retailer.ledger > audit.json[/bold]"
+@command(
+    app, epilog="Example: [bold]dovetail node ledger export retailer.ledger > audit.json[/bold]"
 )
 def export(file: File) -> None:
     """Print every entry as JSON, for an auditor: one list, oldest first."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from dovetail import __version__
 from dovetail.cli import agreement, check, coordinator, demo, job, keys, node, simulate
+from dovetail.cli.help import command
 from dovetail.cli.outcome import Commands
 
 app = typer.Typer(
@@ -40,15 +39,9 @@ def dovetail(
     """Companies that may not share customer data answer questions and train models together."""
 
 
-def _paragraphs(command: Callable[..., None]) -> str:
-    """A docstring for the terminal's width: its line breaks are the source's and not the text's."""
-    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-
-
-app.command(help=_paragraphs(simulate.simulate), epilog=simulate.EPILOG)(simulate.simulate)
-app.command(help=_paragraphs(check.check), epilog=check.EPILOG)(check.check)
-app.command(help=_paragraphs(demo.demo), epilog=demo.EPILOG)(demo.demo)
+command(app, epilog=simulate.EPILOG)(simulate.simulate)
+command(app, epilog=check.EPILOG)(check.check)
+command(app, epilog=demo.EPILOG)(demo.demo)
 app.add_typer(agreement.app, name="agreement")
 app.add_typer(keys.app, name="keys")
 app.add_typer(coordinator.app, name="coordinator")

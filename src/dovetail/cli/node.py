@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dovetail.cli import ledger, score
+from dovetail.cli.help import command
 from dovetail.cli.logs import log_to_stderr
 from dovetail.cli.outcome import Code, print_json
 from dovetail.cli.unlock import PASSPHRASE, unlock
@@ -30,7 +31,7 @@ app = typer.Typer(
     "[bold]init[/bold], then [bold]check[/bold] and [bold]serve[/bold].",
 )
 app.add_typer(ledger.app, name="ledger")
-app.command(epilog=score.EPILOG)(score.score)
+command(app, epilog=score.EPILOG)(score.score)
 
 File = Annotated[
     Path, typer.Option("--node", "-n", help="This partner's node.toml.", show_default=True)
@@ -39,7 +40,7 @@ HERE = Path("node.toml")
 Json = Annotated[bool, typer.Option("--json", help="Print as JSON on stdout.")]
 
 
-@app.command(epilog="Example: [bold]dovetail node init retailer.invitation[/bold]")
+@command(app, epilog="Example: [bold]dovetail node init retailer.invitation[/bold]")
 def init(
     invitation: Annotated[Path, typer.Argument(help="The file that the coordinator sent.")],
     folder: Annotated[
@@ -69,9 +70,10 @@ def init(
     typer.echo(f"{request}: send this back to {read.coordinator!r}")
 
 
-@app.command(
+@command(
+    app,
     epilog="Exit code 0: the node can serve; 1: something stands in the way, and each line says "
-    "how to mend it."
+    "how to mend it.",
 )
 def check(node: File = HERE, as_json: Json = False) -> None:
     """Walk through everything a node needs, and explain each problem with its mend.
@@ -98,9 +100,10 @@ def check(node: File = HERE, as_json: Json = False) -> None:
         raise typer.Exit(Code.BAD)
 
 
-@app.command(
+@command(
+    app,
     epilog="Stop it with Ctrl-C. A node that is killed may be started again at any moment: what "
-    "it had begun stays charged, and is never answered twice."
+    "it had begun stays charged, and is never answered twice.",
 )
 def serve(
     node: File = HERE,
@@ -120,21 +123,21 @@ def serve(
     attend(settings, unlock(settings.keys), threading.Event(), anew=fresh)
 
 
-@app.command()
+@command(app)
 def pause(node: File = HERE) -> None:
     """Refuse everything from now on, rounds of running jobs included, until [bold]resume[/bold]."""
     _desk(node).pause(datetime.now(UTC))
     typer.echo("paused: the node refuses everything")
 
 
-@app.command()
+@command(app)
 def resume(node: File = HERE) -> None:
     """Answer again after [bold]pause[/bold]."""
     _desk(node).resume()
     typer.echo("the node answers again")
 
 
-@app.command()
+@command(app)
 def waiting(node: File = HERE, as_json: Json = False) -> None:
     """List the jobs that wait for a person here, and what each asks."""
     jobs = _desk(node).waiting()
@@ -154,7 +157,7 @@ def waiting(node: File = HERE, as_json: Json = False) -> None:
     Console(highlight=False).print(table)
 
 
-@app.command(epilog="Example: [bold]dovetail node approve spring-coupons[/bold]")
+@command(app, epilog="Example: [bold]dovetail node approve spring-coupons[/bold]")
 def approve(
     job: Annotated[str, typer.Argument(help="A job that waits; see the command waiting.")],
     node: File = HERE,
@@ -164,7 +167,7 @@ def approve(
     typer.echo(f"{job}: approved; the running node tells the coordinator")
 
 
-@app.command()
+@command(app)
 def refuse(
     job: Annotated[str, typer.Argument(help="A job that waits; see the command waiting.")],
     node: File = HERE,
