@@ -36,7 +36,7 @@ HERE = Path("coordinator")
 
 @command(
     app,
-    epilog="Example: [bold]dovetail coordinator init --name coop --address coop.example:7433[/bold]",
+    epilog="Example: [bold]dovetail coordinator init --name coop --address a.example:7433[/bold]",
 )
 def init(
     name: Annotated[str, typer.Option(help="By which the agreement is to name the coordinator.")],

@@ -36,7 +36,7 @@ Keys = Annotated[
     typer.Option("--keys", "-k", help="Your folder of keys: an analyst's, or the coordinator's."),
 ]
 KEYS = Path("keys")
-JobFile = Annotated[Path, typer.Argument(help="The job, a TOML file; see examples/job.toml.")]
+JobFile = Annotated[Path, typer.Argument(help="The job, a TOML file; docs/jobs.md.")]
 Name = Annotated[str, typer.Argument(help="The job's name.")]
 Json = Annotated[bool, typer.Option("--json", help="Print as JSON on stdout.")]
 ENDED = ("released", "refused", "failed", "cancelled")
