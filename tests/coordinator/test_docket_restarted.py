@@ -10,10 +10,21 @@ from pathlib import Path
 
 import pytest
 
+from dovetail.agreement.request import Request
 from dovetail.coordinator import docket as dockets
+from dovetail.simulation.identities import COORDINATOR
 from dovetail.wire.channel import Answer
 from tests.coordinator.nodes import NAMES, Nodes, Sent, as_it_came
-from tests.coordinator.office import PATIENCE, office, opened_office
+from tests.coordinator.office import (
+    ANALYST,
+    PATIENCE,
+    REQUEST,
+    asked_by,
+    office,
+    opened_office,
+    with_analyst,
+)
+from tests.samples import TASK
 
 
 class Freeze:
@@ -186,3 +197,17 @@ def test_a_database_that_does_not_answer_for_a_while_costs_a_round_and_not_the_j
     other.close()
     assert (record.state, record.rounds_done, record.lost_rounds) == ("released", 2, 1)
     assert all(nodes.rounds_sent(name) == [1, 2, 3] for name in NAMES)
+
+
+def test_a_job_that_was_kept_and_not_yet_taken_is_taken_at_the_next_start(tmp_path: Path) -> None:
+    """Killed in between, the coordinator gave no answer, and who asked may never ask again."""
+    approved = dict.fromkeys(NAMES, "approved")
+    nodes = Nodes(with_analyst(approval="manual"), decisions=approved)  # type: ignore[arg-type]
+    theirs = Request("job-2", TASK)
+    with office(tmp_path, nodes) as one:
+        for asker, request in ((COORDINATOR, REQUEST), (ANALYST, theirs)):
+            signed = asked_by(asker, nodes.terms, request)
+            one.store.add(one.docket._new_record(signed, 2, PATIENCE))
+        one.docket.resume()
+        one.heard.until("released")
+        assert one.store.get("job-2").owner == "", "this one waits for the operator"

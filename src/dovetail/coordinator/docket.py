@@ -132,7 +132,7 @@ class Docket:
         record = self._store.add(self._new_record(signed, quorum or partners // 2 + 1, deadline))
         if new:
             self._note(JobEvent(record.job, "submitted", 0, record.rounds, text=record.asked_by))
-        if terms.approval == "automatic" or signed.asked_by == self._name:
+        if self._goes_by_itself(signed.asked_by, terms):
             self._take(record)
         elif new:
             self._note(_awaiting(record, self._name))
@@ -169,12 +169,16 @@ class Docket:
         return self._store.get(job)
 
     def resume(self) -> None:
-        """Goes on with every job that was under way when the coordinator stopped."""
+        """Goes on with every job that was under way when the coordinator stopped.
+
+        That is also a job that was kept and not yet taken: who handed it in may never ask again.
+        """
+        newest = self._trusted.newest
         for record in self._store.list(OPEN_STATES, limit=MOST_JOBS):
-            if record.owner:
+            if record.owner or (newest and self._goes_by_itself(record.asked_by, newest)):
                 done, rounds = record.rounds_done, record.rounds
                 self._note(JobEvent(record.job, "resumed", done, rounds))
-                self._start(record.job)
+                self._take(record)
 
     def suspend(self, timeout: float) -> None:
         """Stops working on all jobs and leaves them to be resumed.
@@ -218,6 +222,10 @@ class Docket:
             return None
         arrays, _ = load_model(self._folder / kept.folder)
         return kept.record, arrays
+
+    def _goes_by_itself(self, asked_by: str, terms: Terms) -> bool:
+        """Whether a job needs no word of the coordinator's operator."""
+        return terms.approval == "automatic" or asked_by == self._name
 
     def _take(self, record: JobRecord) -> None:
         """Marks a job as ours to run, and runs it."""
