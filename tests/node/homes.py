@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dovetail.agreement import request as requests
 from dovetail.agreement import terms as agreed
 from dovetail.agreement.request import Request
 from dovetail.agreement.signing import (
@@ -21,9 +22,14 @@ from dovetail.agreement.signing import (
     sign_terms,
 )
 from dovetail.agreement.terms import Terms
+from dovetail.coordinator.round import initial_arrays
 from dovetail.crypto.keyring import Keyring, load_keyring, make_keyring
 from dovetail.crypto.keys import SigningKey
+from dovetail.privacy.event import Spending
+from dovetail.privacy.release import Provenance, Release, release
 from dovetail.simulation.identities import COORDINATOR, signing_key
+from dovetail.store.card import ModelCard
+from dovetail.store.model import card_for
 from tests.samples import TASK, terms
 
 SIZES = {"brand": 100, "platform": 200, "retailer": 300}
@@ -110,3 +116,14 @@ def asked(known: Terms, request: Request = REQUEST) -> SignedRequest:
     """A request as the simulated coordinator asks it."""
     key = signing_key(COORDINATOR)
     return sign_request(request, agreed.digest(known), COORDINATOR, key)
+
+
+def released(known: Terms, request: Request = REQUEST) -> tuple[dict[str, object], Release]:
+    """A model as a coordinator would hand it out, with its card."""
+    task = request.task
+    origin = Provenance(request.job, requests.digest(request), agreed.digest(known), task.rounds)
+    charged: dict[str, Spending] = {name: {task.event: task.steps} for name in SIZES}
+    arrays = initial_arrays(task, known.schema.select(task.features))
+    made = release(arrays, charged, known.budget.delta, origin, customers_overlap=False)
+    card = ModelCard(request, known, dict.fromkeys(SIZES, task.steps), date(2026, 5, 1))
+    return card_for(made, card), made

@@ -11,9 +11,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from flwr.app import Context
 
-from dovetail.agreement.files import load_terms
-from dovetail.agreement.request import Request
-from dovetail.coordinator.app import Run
+from dovetail.coordinator.run import Run
 from dovetail.flower.engine import run_on_ray
 from dovetail.node.flower_app import VARIABLE, app
 from dovetail.store.ledger import LedgerStore
@@ -21,21 +19,21 @@ from dovetail.wire.channel import Channel
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.node.homes import SIZES, write_homes
+from tests.node.homes import SIZES, asked, terms_of, write_homes
 from tests.samples import TASK
 
 
 def coordinate(channel: Channel, _context: Context) -> None:
-    terms = load_terms(Path(os.environ[VARIABLE]) / "terms.toml")
+    terms = terms_of(Path(os.environ[VARIABLE]) / "retailer")
     partners = dict(zip(channel.nodes(), sorted(SIZES), strict=True))
-    run = Run(Request("job-1", TASK), terms, channel, partners, deadline=120)
+    run = Run(asked(terms), terms, channel, partners, deadline=120)
     release = run.run()
     assert run.job.rounds_done == TASK.rounds
     assert all(np.isfinite(array).all() for array in release.value.values())
 
 
 def check_ledgers(homes: Path) -> None:
-    budget = load_terms(homes / "terms.toml").budget
+    budget = terms_of(homes / "retailer").budget
     for name in SIZES:
         with LedgerStore(homes / name / f"{name}.ledger", budget, lambda: datetime.now(UTC)) as one:
             assert one.refresh().spending() == {TASK.event: TASK.steps}
