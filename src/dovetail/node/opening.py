@@ -31,6 +31,7 @@ from dovetail.store.card import card_from_record
 from dovetail.store.desk import Desk
 from dovetail.store.ledger import LedgerStore
 from dovetail.store.model import save_received
+from dovetail.store.private_file import make_private
 from dovetail.store.whole_file import write_whole
 
 _SECRET_BYTES = 32
@@ -86,15 +87,9 @@ def prepared_customers(settings: NodeSettings, schema: Schema, *, anew: bool) ->
         anew: read the table again although it was read before.
 
     Raises:
-        SettingError: this node has run before, and its ledger is missing.
         DovetailError: the table cannot be read or does not fit.
     """
     folder = arrays_folder(settings, schema)
-    if settings.arrays.exists() and not settings.ledger.exists():
-        raise SettingError(
-            f"{settings.ledger.name}: the ledger is missing, though this node has run before; put "
-            f"its newest copy back (to begin anew on purpose, delete {settings.arrays.name!r} too)"
-        )
     if anew:
         shutil.rmtree(folder, ignore_errors=True)
     if not folder.exists():
@@ -104,6 +99,22 @@ def prepared_customers(settings: NodeSettings, schema: Schema, *, anew: bool) ->
     if customers.schema != schema:
         raise SettingError(f"{folder.name}: was prepared under another schema; delete the folder")
     return customers
+
+
+def require_ledger(settings: NodeSettings) -> None:
+    """Do nothing if this node has its ledger, or never had one.
+
+    A ledger is begun before customers are prepared, so that whoever finds these without it knows
+    that it was lost.
+
+    Raises:
+        SettingError: this node has run before, and its ledger is missing.
+    """
+    if settings.arrays.exists() and not settings.ledger.exists():
+        raise SettingError(
+            f"{settings.ledger.name}: the ledger is missing, though this node has run before; put "
+            f"its newest copy back (to begin anew on purpose, delete {settings.arrays.name!r} too)"
+        )
 
 
 class OpenNode:
@@ -142,9 +153,9 @@ class OpenNode:
         declared = declared_customers(terms, settings.name)
         desk = Desk(settings.desk)
         with ExitStack() as stack:
+            require_ledger(settings)
+            self.ledger = stack.enter_context(LedgerStore(settings.ledger, terms.budget, clock))
             customers = prepared_customers(settings, terms.schema, anew=anew)
-            self.ledger = LedgerStore(settings.ledger, terms.budget, clock)
-            stack.callback(self.ledger.close)
             contributor = self._contributor(stack, customers, declared, child=child)
             self.node = Node(
                 terms,
@@ -207,10 +218,8 @@ def _fresh_dice(_job: str, _number: int) -> SecureSampler:
 
 def _secret(path: Path) -> bytes:
     """The partner's secret for drawing rows, made on first use."""
+    make_private(path, lambda file: write_whole(file, os.urandom(_SECRET_BYTES), mode=0o600))
     try:
         return path.read_bytes()
-    except FileNotFoundError:
-        secret = os.urandom(_SECRET_BYTES)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secret)
-        return secret
+    except OSError as error:
+        raise SettingError(f"{path.name}: cannot be read ({error.strerror})") from None

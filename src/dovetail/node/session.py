@@ -150,11 +150,11 @@ class Session:
 
     def close(self, job: str) -> None:
         """See :class:`dovetail.flower.actions.Actions`; heard whatever else stands in the way."""
-        self._node().close(job)
+        self._node(whatever_day=True).close(job)
 
     def keep(self, card: Record, arrays: Arrays) -> None:
-        """See :class:`dovetail.flower.actions.Actions`."""
-        self._node().keep(card, arrays)
+        """See :class:`dovetail.flower.actions.Actions`; as :meth:`close`."""
+        self._node(whatever_day=True).keep(card, arrays)
 
     def _ready(self) -> Node:
         if self._desk.paused:
@@ -163,11 +163,11 @@ class Session:
             raise PolicyError("clock", "the clocks of node and coordinator differ by too much")
         return self._node()
 
-    def _node(self) -> Node:
+    def _node(self, *, whatever_day: bool = False) -> Node:
         today = self._clock().date()
         with self._lock:
             opened, why = self._opened, self._why_closed
-        if opened is not None and opened.terms.in_force(today):
+        if opened is not None and (whatever_day or opened.terms.in_force(today)):
             return opened.node
         if isinstance(why, AgreementError) or opened is not None or why is None:
             raise PolicyError("terms", str(why or "no terms are in force here"))
