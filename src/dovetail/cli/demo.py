@@ -126,7 +126,7 @@ def _watching(console: Console) -> Iterator[Watch]:
     def job(event: JobEvent) -> None:
         if event.kind == "round":
             count(event.round, event.rounds, "rounds of the job")
-        else:
+        elif event.kind != "submitted":
             who = event.partner or "the model is"
             bar.print("  " + " ".join(filter(None, (who, event.kind, event.text))), markup=False)
 
