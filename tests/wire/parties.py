@@ -116,17 +116,22 @@ class Coordinator:
         self.members.admit("analyst", "analyst")
         self.events: list[LinkEvent] = []
         self.document = b"terms"
+        self.before_welcome: Callable[[], object] = lambda: None
         self.server = FederationServer(
             f"{HOST}:{port}",
             Identity(*COORDINATOR),
             self.members,
             clerk or Clerk(),
-            lambda peer: self.document + b" for " + peer.name.encode(),
+            self.welcome,
             limits,
             self.events.append,
             pace=pace,
         )
         self.port = 0
+
+    def welcome(self, peer: Peer) -> bytes:
+        self.before_welcome()
+        return self.document + b" for " + peer.name.encode()
 
     def access(self, name: str, port: int | None = None, days: int = 730) -> Access:
         mine = certificate(name, days=days)

@@ -75,6 +75,7 @@ def test_what_is_done_with_is_forgotten_at_any_stage(stage: str) -> None:
     half = answerer(stage)
     half.hear(done())
     half.hear(done())
+    assert half.said() == []
     assert list(half.hello().holdings) == []
     if half.to_do:
         half.work(lambda _: ANSWER)

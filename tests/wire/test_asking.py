@@ -211,6 +211,12 @@ def test_an_answer_is_resumed_where_the_coordinator_is() -> None:
     assert grant.send_from.offset == GRAIN
 
 
+def test_a_connection_before_the_last_one_is_known_to_be_lost_grants_nothing() -> None:
+    half = asker("offered")
+    half.hello(hello(*HOLDINGS["offered"]))
+    assert [frame.WhichOneof("frame") for frame in half.said()] == ["welcome"]
+
+
 def test_who_waits_for_room_without_a_connection_leaves_the_queue() -> None:
     half = asker("offered")
     half.asking.suspend()

@@ -138,6 +138,14 @@ def test_a_peer_revoked_between_handshake_and_call_is_refused() -> None:
         assert coordinator.events[-1].peer is None
 
 
+def test_a_node_revoked_while_it_connects_is_cut_off() -> None:
+    with meeting({}) as coordinator:
+        coordinator.members.admit("a", "node", 1)
+        coordinator.before_welcome = lambda: coordinator.members.revoke("a")
+        assert reason_for(coordinator.access("a")) == "the certificate was revoked"
+        coordinator.until_absent(1)
+
+
 def test_an_analyst_posing_as_a_node_is_refused() -> None:
     with meeting({}) as coordinator:
         reason = reason_for(coordinator.access("analyst"))

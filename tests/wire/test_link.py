@@ -152,6 +152,31 @@ def test_a_link_that_was_ended_takes_nothing_more_from_the_outbox() -> None:
     run(test())
 
 
+def test_nothing_is_carried_any_more_once_a_link_was_ended() -> None:
+    class Hasty(Side):
+        async def hear(self, frame: bytes) -> None:
+            await super().hear(frame)
+            self.link.end("enough")
+
+        async def write(self, frame: bytes) -> None:
+            await super().write(frame)
+            self.link.end("enough")
+
+    async def test() -> None:
+        hearing, writing = Hasty(), Hasty()
+        joined(hearing, Side())
+        joined(writing, Side())
+        assert hearing.other is not None
+        for _ in range(3):
+            hearing.other.written.put_nowait(BEAT)
+            writing.outbox.say(pb.ToNode(beat=pb.Beat()))
+        assert await hearing.carry() == await writing.carry() == "enough"
+        assert len(hearing.heard) == 1
+        assert writing.written.qsize() == 1
+
+    run(test())
+
+
 def test_transfers_take_turns_and_short_frames_come_first() -> None:
     outbox = Outbox(pb.ToNode)
     for name in (b"a", b"b"):
