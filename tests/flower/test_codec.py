@@ -23,7 +23,7 @@ from hypothesis.extra import numpy as hnp
 from dovetail.errors import LocalProtocolError, RemoteProtocolError
 from dovetail.flower._compat import new_message
 from dovetail.flower.codec import decode, encode, payloads
-from dovetail.flower.records import DTYPES
+from dovetail.flower.records import DTYPES, elements_of
 from dovetail.wire.frame import pack
 from dovetail.wire.generated import message_pb2 as pb
 
@@ -232,6 +232,16 @@ def test_what_cannot_travel_is_refused_before_it_is_sent(
 ) -> None:
     with pytest.raises(LocalProtocolError):
         encode(Message(RecordDict({"r": record}), 1, "train"))
+
+
+def test_reading_copies_no_array() -> None:
+    written = bytearray(
+        encode(Message(RecordDict({"a": ArrayRecord([np.ones(9, "f4")])}), 1, "train"))
+    )
+    read = decode(written).content["a"]
+    assert isinstance(read, ArrayRecord)
+    assert elements_of(read["0"]).obj is written
+    assert elements_of(read["0"]).readonly
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

@@ -1,4 +1,6 @@
+import gc
 import itertools
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,6 +26,7 @@ from dovetail.errors import (
     TransportError,
 )
 from dovetail.flower._compat import new_message
+from dovetail.flower.actions import arrays_of
 from dovetail.flower.client import answer, client_app, new_context
 from dovetail.flower.codec import decode, encode
 from dovetail.flower.grid import CheckedGrid, Expected, Report, ask
@@ -266,6 +269,27 @@ def test_only_training_replies_must_be_models() -> None:
 
 def test_no_messages_is_no_round() -> None:
     assert list(grid_over({}).send_and_receive([])) == []
+
+
+def test_a_reply_is_let_go_before_the_next_is_asked_for() -> None:
+    seen: list[weakref.ref[Any]] = []
+
+    def watched(number: int) -> Handler:
+        def handler(data: bytes) -> bytes:
+            assert not any(reply() for reply in seen)
+            return node(number)(data)
+
+        return handler
+
+    gc.disable()  # nothing here may wait for it
+    try:
+        for reply in grid_over({n: watched(n) for n in (1, 2, 3)}).receive(to(1, 2, 3)):
+            assert arrays_of(reply)["b"] == [1 + reply.metadata.src_node_id]
+            seen.append(weakref.ref(reply.content["arrays"]))
+            del reply
+    finally:
+        gc.enable()
+    assert len(seen) == 3
 
 
 def test_the_run_is_flowers_affair() -> None:

@@ -1,9 +1,12 @@
 import io
+import pickle
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -11,7 +14,9 @@ from hypothesis.extra import numpy as hnp
 from dovetail.errors import LocalProtocolError
 from dovetail.flower.records import (
     DTYPES,
+    all_finite,
     array_record,
+    borrowed_record,
     config_record,
     elements_of,
     metric_record,
@@ -54,6 +59,45 @@ def test_a_stock_array_is_read_whatever_its_layout(
 def test_reading_copies_nothing() -> None:
     record = array_record({"a": np.arange(1000, dtype=np.float32)})
     assert elements_of(record["a"]).obj is record["a"].data
+
+
+@given(arrays)
+def test_a_borrowed_record_is_to_flower_like_any_other(array: np.ndarray) -> None:
+    borrowed, stock = borrowed_record({"a": array}), ArrayRecord({"a": Array(array)})
+    assert borrowed == stock
+    assert stock == borrowed
+    assert borrowed.object_id == stock.object_id
+    assert ArrayRecord(dict(borrowed)) == stock
+    assert pickle.loads(pickle.dumps(borrowed["a"])) == stock["a"]
+    parts = {key: part.deflate() for key, part in get_all_nested_objects(borrowed).items()}
+    assert inflate_object_from_contents(borrowed.object_id, parts) == stock
+    np.testing.assert_array_equal(borrowed["a"].numpy(), array)
+    assert borrowed["a"].numpy().flags.writeable
+
+
+def test_a_borrowed_record_copies_nothing_and_is_read_only() -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    record = borrowed_record({"a": array})
+    (read,) = named_arrays(record).values()
+    assert np.shares_memory(read, array)
+    assert not read.flags.writeable
+    copied = named_arrays(array_record({"a": array}))["a"]
+    assert not np.shares_memory(copied, array)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@given(shape=hnp.array_shapes(min_dims=0, min_side=1, max_side=40), where=st.floats(0, 0.999))
+def test_one_element_that_is_not_finite_is_found(
+    bad: float, shape: tuple[int, ...], where: float
+) -> None:
+    array = np.zeros(shape, np.float32)
+    assert all_finite(array)
+    array.reshape(-1)[int(where * array.size)] = bad
+    assert not all_finite(array)
+
+
+def test_nothing_is_finite() -> None:
+    assert all_finite(np.zeros((0, 3), np.float32))
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,9 @@ class Round:
             raise LocalProtocolError(f"node {node} cannot contribute to this round (again)")
         weight = np.float32(self._weights[node])
         for name, array in arrays.items():
-            total = self._sum.setdefault(name, np.zeros(array.shape, np.float32))
-            _add_weighted(total.reshape(-1), array.reshape(-1), weight)
+            if name not in self._sum:
+                self._sum[name] = np.zeros(array.shape, np.float32)
+            _add_weighted(self._sum[name].reshape(-1), array.reshape(-1), weight)
         self._nodes.append(node)
 
     def close(self) -> Mean:
@@ -117,8 +118,8 @@ def calibrated(arrays: Arrays, positive_weight: float) -> dict[str, npt.NDArray[
     """The model with the loss's weight of positive rows taken out of its probabilities.
 
     A row's weight ``w`` multiplies the odds that the model learns by ``w``; subtracting ``log w``
-    from the output's bias divides them by it again and changes no ranking.
+    from the output's bias divides them by it again and changes no ranking. The other arrays are
+    the given ones, not copies.
     """
-    model = {name: np.array(array) for name, array in arrays.items()}
-    model["output.bias"] -= np.float32(math.log(positive_weight))
-    return model
+    bias = arrays["output.bias"] - np.float32(math.log(positive_weight))
+    return {**arrays, "output.bias": bias}

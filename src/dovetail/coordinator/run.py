@@ -300,6 +300,7 @@ class Run:
         number, record = self.job.round_asked, requests.to_record(self.signed.request)
         for reply in grid.receive(actions.train_messages(weights, number, record, arrays)):
             collected.add(reply.metadata.src_node_id, actions.arrays_of(reply))
+            del reply  # before the next is received
         for node, reason in grid.faults.items():
             self._tell("dropped", self.partners[node], reason)
         try:

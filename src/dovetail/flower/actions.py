@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from dovetail.errors import RemoteProtocolError
@@ -21,7 +21,7 @@ from dovetail.flower.client import client_app, get_state, put_state
 from dovetail.flower.grid import ARRAYS, METRICS, WEIGHT
 from dovetail.flower.records import (
     NamedArrays,
-    array_record,
+    borrowed_record,
     config_record,
     metric_record,
     named_arrays,
@@ -110,7 +110,7 @@ def node_app(actions_of: Callable[[Context], Actions]) -> ClientApp:
         return _reply(
             message,
             {
-                ARRAYS: array_record(contribution.arrays),
+                ARRAYS: borrowed_record(contribution.arrays),
                 METRICS: metric_record({WEIGHT: contribution.weight}),
             },
         )
@@ -143,9 +143,12 @@ def propose_message(node: int, signed: Record) -> Message:
 def train_messages(
     weights: Mapping[int, float], number: int, request: Record, arrays: NamedArrays
 ) -> list[Message]:
-    """Asks every node in ``weights`` for its contribution to round ``number``."""
+    """Asks every node in ``weights`` for its contribution to round ``number``.
+
+    The arrays are not copied: they must not change before all have answered.
+    """
     config = config_record({"request": json.dumps(request), "server-round": number})
-    content = RecordDict({ARRAYS: array_record(arrays), CONFIG: config})
+    content = RecordDict({ARRAYS: borrowed_record(arrays), CONFIG: config})
     return [Message(content, node, TRAIN, group_id=str(number)) for node in weights]
 
 
@@ -155,9 +158,9 @@ def close_message(node: int, job: str) -> Message:
 
 
 def keep_messages(nodes: Iterable[int], card: Record, arrays: NamedArrays) -> list[Message]:
-    """Gives every node the released model and its card."""
+    """Gives every node the released model and its card; the arrays are not copied."""
     config = config_record({"card": json.dumps(card)})
-    content = RecordDict({ARRAYS: array_record(arrays), CONFIG: config})
+    content = RecordDict({ARRAYS: borrowed_record(arrays), CONFIG: config})
     return [Message(content, node, KEEP) for node in nodes]
 
 
@@ -197,15 +200,15 @@ def _request_of(message: Message) -> tuple[Record, Mapping[str, object]]:
 
 
 def _config_of(message: Message) -> Mapping[str, object]:
-    config = message.content.config_records.get(CONFIG)
-    if config is None:
+    config = message.content.get(CONFIG)
+    if not isinstance(config, ConfigRecord):
         raise RemoteProtocolError("the message has no settings")
     return cast("Mapping[str, object]", config)
 
 
 def _arrays_of(message: Message) -> ArrayRecord:
-    arrays = message.content.array_records.get(ARRAYS)
-    if arrays is None:
+    arrays = message.content.get(ARRAYS)  # `array_records` would keep it until garbage is collected
+    if not isinstance(arrays, ArrayRecord):
         raise RemoteProtocolError("the message has no arrays")
     return arrays
 

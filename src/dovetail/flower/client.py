@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from dovetail.errors import (
@@ -112,9 +112,8 @@ def put_state(context: Context, name: str, arrays: Mapping[str, npt.NDArray[np.g
 
 def get_state(context: Context, name: str) -> dict[str, npt.NDArray[Any]] | None:
     """The arrays that :func:`put_state` kept, not writable; ``None`` where there are none."""
-    if name not in context.state:
-        return None
-    return named_arrays(context.state.array_records[name])
+    record = context.state.get(name)
+    return named_arrays(record) if isinstance(record, ArrayRecord) else None
 
 
 _NOWHERE = new_context(0, {}, {})

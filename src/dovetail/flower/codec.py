@@ -24,7 +24,13 @@ from flwr.app import (
 
 from dovetail.errors import LocalProtocolError, RemoteProtocolError
 from dovetail.flower._compat import new_message
-from dovetail.flower.records import DTYPES, array_from_elements, elements_of, wire_dtype
+from dovetail.flower.records import (
+    DTYPES,
+    BorrowedArray,
+    array_from_elements,
+    elements_of,
+    wire_dtype,
+)
 from dovetail.wire.channel import Received
 from dovetail.wire.frame import pack, unpack
 from dovetail.wire.generated import message_pb2 as pb
@@ -69,6 +75,8 @@ def payloads(messages: Sequence[Message]) -> list[Payload]:
     known: dict[tuple[object, ...], memoryview] = {}
 
     def once(array: Array) -> memoryview:
+        if isinstance(array, BorrowedArray):
+            return elements_of(array)
         key = (id(array.data), array.stype, array.dtype, tuple(array.shape))  # messages keep data
         if key not in known:
             known[key] = elements_of(array)
@@ -80,7 +88,8 @@ def payloads(messages: Sequence[Message]) -> list[Payload]:
 def decode(data: Received, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Message:
     """The message that :func:`encode` wrote.
 
-    Memory stays within a small multiple of ``len(data)``; each array is copied once.
+    Its arrays are views of ``data``, which must not change and lives as long as they do. Beside it
+    memory stays within a small multiple of ``len(data)``.
 
     Raises:
         RemoteProtocolError: ``data`` is longer than ``max_bytes``, is malformed, or contradicts

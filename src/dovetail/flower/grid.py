@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import uuid4
 
-import numpy as np
 from flwr.app import ArrayRecord, Message, Metadata, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
@@ -27,7 +26,7 @@ from dovetail.errors import (
 from dovetail.flower import codec
 from dovetail.flower._compat import Run, new_message
 from dovetail.flower.client import error_from_reply
-from dovetail.flower.records import view
+from dovetail.flower.records import all_finite, view
 from dovetail.wire.channel import Answer, Channel
 
 ARRAYS = "arrays"
@@ -107,7 +106,7 @@ class Expected:
             array = arrays[name]
             if array.dtype != "float32" or tuple(array.shape) != tuple(shape):
                 raise RemoteProtocolError(f"array {name!r} has another shape or dtype")
-            if not np.isfinite(view(array)).all():
+            if not all_finite(view(array)):
                 raise RemoteProtocolError(f"array {name!r} is not finite")
 
     def _check_weight(self, node: int, metrics: MetricRecord) -> None:

@@ -24,8 +24,52 @@ DTYPES = frozenset(("bool", *_INTEGERS, "float16", "float32", "float64"))
 _NPY = "numpy.ndarray"  # how Flower calls an array in numpy's own file format
 
 
+class BorrowedArray(Array):
+    """Flower's array over elements that lie elsewhere; copied only when Flower asks for its bytes.
+
+    What it was made from must not change while it is in use.
+    """
+
+    __qualname__ = "Array"  # Flower writes it into what it sends
+
+    def __init__(self, dtype: str, shape: tuple[int, ...], elements: memoryview) -> None:
+        self.dtype, self.shape, self.stype = dtype, shape, _NPY
+        self.elements = elements
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The array in numpy's file format; made anew each time."""
+        return b"".join((_npy_header(self.dtype, self.shape), self.elements))
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """A copy that may be written to."""
+        return view(self).copy()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Array) and _fields(self) == _fields(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as Flower's
+
+    def __reduce__(self) -> tuple[type[Array], tuple[object, ...]]:
+        return Array, _fields(self)
+
+
 def array_record(arrays: Mapping[str, npt.NDArray[np.generic]]) -> ArrayRecord:
     """Arrays by name as a record; copies each once.
+
+    Raises:
+        LocalProtocolError: an array's dtype is not in :data:`DTYPES`.
+    """
+    record = ArrayRecord()
+    for name, borrowed in borrowed_record(arrays).items():
+        record[name] = Array(*_fields(borrowed))
+    return record
+
+
+def borrowed_record(arrays: Mapping[str, npt.NDArray[np.generic]]) -> ArrayRecord:
+    """Arrays by name as a record that copies none which lies as it travels.
+
+    They must not change while the record is in use.
 
     Raises:
         LocalProtocolError: an array's dtype is not in :data:`DTYPES`.
@@ -36,13 +80,19 @@ def array_record(arrays: Mapping[str, npt.NDArray[np.generic]]) -> ArrayRecord:
         if dtype not in DTYPES:
             raise LocalProtocolError(f"array {name!r}: dtype {dtype} cannot be sent")
         elements = np.ascontiguousarray(array, dtype=_on_the_wire(dtype))
-        record[name] = array_from_elements(dtype, array.shape, elements.data)
+        as_bytes = elements.reshape(-1).view(np.uint8).data
+        record[name] = array_from_elements(dtype, array.shape, as_bytes)
     return record
 
 
 def named_arrays(record: ArrayRecord) -> dict[str, npt.NDArray[Any]]:
     """The record's arrays by name: views of its bytes, not writable."""
     return {name: view(array) for name, array in record.items()}
+
+
+def all_finite(array: npt.NDArray[np.floating[Any]]) -> bool:
+    """Whether no element is infinite or not a number; takes no memory."""
+    return math.isfinite(array.min(initial=0)) and math.isfinite(array.max(initial=0))
 
 
 def metric_record(values: Mapping[str, object]) -> MetricRecord:
@@ -75,12 +125,12 @@ def config_record(values: Mapping[str, bool | int | float | str | bytes]) -> Con
     return record
 
 
-def array_from_elements(dtype: str, shape: tuple[int, ...], elements: memoryview) -> Array:
-    """Flower's array of elements as they travel: little-endian, row-major.
+def array_from_elements(dtype: str, shape: tuple[int, ...], elements: memoryview) -> BorrowedArray:
+    """Flower's array over elements as they travel: little-endian, row-major.
 
     ``dtype`` is one of :data:`DTYPES`, and ``elements`` has just the bytes that ``shape`` needs.
     """
-    return Array(dtype, shape, _NPY, b"".join((_npy_header(dtype, shape), elements)))
+    return BorrowedArray(dtype, shape, elements.toreadonly())
 
 
 def elements_of(array: Array) -> memoryview:
@@ -89,6 +139,8 @@ def elements_of(array: Array) -> memoryview:
     Raises:
         LocalProtocolError: the array's bytes are not what its dtype and shape say.
     """
+    if isinstance(array, BorrowedArray):
+        return array.elements
     if array.stype != _NPY or array.dtype.lstrip("<>=|") not in _SPELLINGS:
         raise LocalProtocolError(f"an array of {array.stype} {array.dtype} cannot be sent")
     header = _npy_header(wire_dtype(array), tuple(array.shape))
@@ -114,6 +166,10 @@ def view(array: Array) -> npt.NDArray[Any]:
     """
     dtype = _on_the_wire(wire_dtype(array))
     return np.frombuffer(elements_of(array), dtype=dtype).reshape(array.shape)
+
+
+def _fields(array: Array) -> tuple[str, tuple[int, ...], str, bytes]:
+    return array.dtype, array.shape, array.stype, array.data
 
 
 _SPELLINGS = DTYPES | {np.dtype(name).str.lstrip("<|") for name in DTYPES}

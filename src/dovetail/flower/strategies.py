@@ -19,7 +19,12 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedProx, FedYogi
 from dovetail.errors import LocalProtocolError, SettingError
 from dovetail.flower._compat import new_message
 from dovetail.flower.grid import ARRAYS, METRICS, WEIGHT
-from dovetail.flower.records import NamedArrays, array_record, named_arrays
+from dovetail.flower.records import (
+    NamedArrays,
+    all_finite,
+    borrowed_record,
+    named_arrays,
+)
 
 FEDAVGM_MOMENTUM = 0.9
 """Server momentum of ``fedavgm`` (Hsu et al. 2019, section 4.3)."""
@@ -74,6 +79,8 @@ def apply_mean(
 ) -> dict[str, npt.NDArray[np.float32]]:
     """The next global model: one step of the server optimiser towards the mean.
 
+    ``fedavg`` and ``fedprox`` step onto the mean: its very arrays are returned, not copies.
+
     Args:
         strategy: of :func:`server_optimizer`; its momentum moves on.
         server_round: from 1.
@@ -88,14 +95,10 @@ def apply_mean(
         k: v.shape for k, v in mean_arrays.items()
     }:
         raise LocalProtocolError("the mean does not have the arrays of the global model")
-    mean = array_record({name: np.asarray(mean_arrays[name], np.float32) for name in global_arrays})
-    _start_from(strategy, global_arrays)
-    content = RecordDict({ARRAYS: mean, METRICS: MetricRecord({WEIGHT: float(total_weight)})})
-    stepped, _ = strategy.aggregate_train(server_round, [_synthetic_reply(content)])
-    if stepped is None:
-        raise LocalProtocolError("the server optimiser returned no model")
-    model = {name: np.array(a, np.float32) for name, a in named_arrays(stepped).items()}
-    if not all(np.isfinite(array).all() for array in model.values()):
+    model = {name: np.asarray(mean_arrays[name], np.float32) for name in global_arrays}
+    if type(strategy) not in (FedAvg, FedProx):
+        model = _stepped(strategy, server_round, global_arrays, model, total_weight)
+    if not all(map(all_finite, model.values())):
         raise LocalProtocolError("the server optimiser left the finite numbers")
     return model
 
@@ -136,10 +139,28 @@ def restore_strategy_state(strategy: FedAvg, state: Mapping[str, npt.NDArray[np.
             vars(strategy)[group] = arrays
 
 
+def _stepped(
+    strategy: FedAvg,
+    server_round: int,
+    global_arrays: NamedArrays,
+    mean: NamedArrays,
+    weight: float,
+) -> dict[str, npt.NDArray[np.float32]]:
+    """What the strategy makes of a single reply that holds the mean."""
+    _start_from(strategy, global_arrays)
+    arrays, metrics = borrowed_record(mean), MetricRecord({WEIGHT: float(weight)})
+    reply = _synthetic_reply(RecordDict({ARRAYS: arrays, METRICS: metrics}))
+    stepped, _ = strategy.aggregate_train(server_round, [reply])
+    arrays.clear()  # Flower reads it through objects that live until garbage is collected
+    if stepped is None:
+        raise LocalProtocolError("the server optimiser returned no model")
+    return {name: np.array(array, np.float32) for name, array in named_arrays(stepped).items()}
+
+
 def _start_from(strategy: FedAvg, arrays: NamedArrays) -> None:
     """Tells the strategy the current global model, as its ``configure_train`` would."""
     if isinstance(strategy, FedAvgM):
-        strategy.current_arrays = array_record(arrays)
+        strategy.current_arrays = borrowed_record(arrays)
     elif isinstance(strategy, FedAdam | FedYogi):
         strategy.current_arrays = dict(arrays)
 
@@ -174,7 +195,7 @@ class _FedAdam(FedAdam):
         if arrays is None:
             return None, metrics
         model = {name: array.astype(np.float32) for name, array in named_arrays(arrays).items()}
-        return array_record(model), metrics
+        return borrowed_record(model), metrics
 
 
 _Build = Callable[[dict[str, Any], float, float], FedAvg]
