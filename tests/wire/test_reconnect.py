@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from dovetail.errors import TransportError
+from dovetail.wire import attendance
 from dovetail.wire.attendance import Attendance, Handler
 from dovetail.wire.channel import Received
 from dovetail.wire.link import Pace
@@ -73,6 +74,19 @@ def test_a_connection_may_break_again_and_again() -> None:
                 proxy.cut()
                 coordinator.until_absent(1)
             assert [done.result() for done in asked] == [{1: request[i:]} for i in range(3)]
+
+
+def test_who_was_asked_something_comes_back_without_waiting_longer_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attendance, "_FIRST_WAIT", 0.05)
+    monkeypatch.setattr(attendance, "_LONGEST_WAIT", 60 * PATIENCE)
+    with far_away(lambda request: bytes(request)) as (coordinator, proxy):
+        for _ in range(15):  # and twice as long each time would be too long
+            coordinator.until_present(1)
+            assert coordinator.ask({1: b"x"}) == {1: b"x"}
+            proxy.cut()
+            coordinator.until_absent(1)
 
 
 def test_an_answer_that_is_ready_while_there_is_no_connection_is_kept() -> None:

@@ -37,7 +37,8 @@ _BEAT = envelope.write(pb.FromNode(beat=pb.Beat()))
 _THREADS = 4
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 30.0
 _SETTLED = 10.0
-"""Seconds that a connection lasts before the next one is tried for without waiting longer."""
+"""Seconds that a connection over which nothing was asked lasts before the next one is tried for
+without waiting longer."""
 _LEAST_BEAT = 0.05
 _BEATS_OF_SILENCE = 3
 _UNEXPLAINED = "the coordinator ended the connection"
@@ -93,6 +94,7 @@ class Attendance:
         self._answering = Answering(incarnation or os.urandom(envelope.ID_BYTES), self._work)
         self._threads = ThreadPoolExecutor(_THREADS, "dovetail-answer")
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._asked = False
 
     def run(self, stop: threading.Event) -> None:
         """Attends until ``stop`` is set; returns soon after it, whatever the handler does."""
@@ -137,11 +139,11 @@ class Attendance:
         wait = _FIRST_WAIT
         while True:
             self.state = State("connecting", self.state.reason)
-            began = time.monotonic()
+            self._asked, began = False, time.monotonic()
             reason = await self._connect()
             if reason != self.state.reason or self.state.phase == "connected":
                 _logger.warning("not connected: %s", reason)
-            if time.monotonic() - began > _SETTLED:
+            if self._asked or time.monotonic() - began > _SETTLED:
                 wait = _FIRST_WAIT
             self.state = State("waiting", reason)
             await asyncio.sleep(wait * (0.5 + 0.5 * self._jitter()))
@@ -180,6 +182,7 @@ class Attendance:
             case "beat":
                 pass
             case _:
+                self._asked = True
                 self._answering.receive(frame, data)
 
     async def _welcomed(self, link: Link, welcome: pb.Welcome, document: bytes) -> None:
