@@ -152,7 +152,10 @@ def deciles(ranking: Ranking, limits: Limits) -> tuple[Decile, ...]:
         "FROM ranked GROUP BY decile ORDER BY decile"
     )
     found = run_query(query, {"ranked": ranking.path}, limits)
-    return tuple(Decile(*row, lift=_lift(row[-1], ranking.observed)) for row in found)
+    return tuple(
+        Decile(number, customers, score, observed, _lift(observed, ranking.observed))
+        for number, customers, score, observed in found
+    )
 
 
 def _lift(observed: float | None, overall: float | None) -> float | None:
