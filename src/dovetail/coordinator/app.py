@@ -91,7 +91,7 @@ class Coordinator:
                 settings.name,
                 self._trusted,
                 self._server,
-                _since_last_look(self._server.wait_for_change),
+                self._server.wait_for_change,
                 clock,
                 self._on_event,
             )
@@ -230,13 +230,3 @@ class Coordinator:
         if sentence != self._told:
             _logger.info(sentence)
             self._told = sentence
-
-
-def _since_last_look(wait: Callable[[float, int], int]) -> Callable[[float], None]:
-    """Waits for a change at the nodes; also for one that came since this thread last waited."""
-    seen = threading.local()
-
-    def look(timeout: float) -> None:
-        seen.changes = wait(timeout, getattr(seen, "changes", 0))
-
-    return look
