@@ -91,7 +91,6 @@ class Nodes:
         self._changed = threading.Condition()
         self._changes = 0
         self._turn = threading.Lock()
-        self._seen = threading.local()
 
     def nodes(self) -> Sequence[int]:
         return [number for number, name in PARTNERS.items() if name not in self.absent]
@@ -110,14 +109,18 @@ class Nodes:
             yield node, self.twist(sent[node], answered)
 
     def wait(self, seconds: float) -> None:
-        """Lets the next thing happen; else waits for a change since the last time."""
+        """Lets the next thing happen; else waits for a change."""
         if self.then:
             self.then.pop(0)()
-            return
+        else:
+            self.wait_for_change(seconds, None)
+
+    def wait_for_change(self, seconds: float, seen: int | None) -> int:
+        """As that of the wire's server."""
         with self._changed:
-            seen = getattr(self._seen, "changes", 0)
-            self._changed.wait_for(lambda: self._changes > seen, seconds)
-            self._seen.changes = self._changes
+            known = self._changes if seen is None else seen
+            self._changed.wait_for(lambda: self._changes > known, seconds)
+            return self._changes
 
     def nudge(self) -> None:
         """Wakes who waits."""

@@ -133,5 +133,5 @@ def opened_office(
     """An office that nobody closes."""
     trusted, heard = trusted or trusting(nodes.terms), Heard()
     store = JobStore.open(folder / "jobs.sqlite", now, lock_timeout)
-    docket = Docket(store, folder, COORDINATOR, trusted, nodes, nodes.wait, now, heard)
+    docket = Docket(store, folder, COORDINATOR, trusted, nodes, nodes.wait_for_change, now, heard)
     return Office(folder, nodes, trusted, store, docket, heard)

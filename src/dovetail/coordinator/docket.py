@@ -66,7 +66,7 @@ class Docket:
         name: str,
         trusted: TrustedTerms,
         channel: Channel,
-        wait: Callable[[float], object],
+        wait: Callable[[float, int | None], int],
         clock: Callable[[], datetime],
         tell: Callable[[JobEvent], None] = lambda _: None,
     ) -> None:
@@ -78,7 +78,8 @@ class Docket:
             name: the coordinator's, as the terms name it.
             trusted: the terms.
             channel: where the nodes are.
-            wait: waits so many seconds, or until something changed at the nodes.
+            wait: waits so many seconds, or until there were more changes at the nodes than a job
+                has seen (``None``: more than now); returns how many there were.
             clock: the time.
             tell: told what happens, after it was noted.
         """
@@ -294,13 +295,23 @@ class Docket:
             deadline=record.deadline,
             journal=journal,
             on_event=self._note,
-            wait=self._wait,
+            wait=self._noticing(),
             card_of=journal.card_record,
             cancelled=cancelled,
             suspended=self._suspended,
             standing=standing,
             checkpoint=checkpoint_of(record, self._folder),
         )
+
+    def _noticing(self) -> Callable[[float], None]:
+        """Waits for one job, which misses no change between two of its waits."""
+        seen = self._wait(0.0, None)
+
+        def wait(seconds: float) -> None:
+            nonlocal seen
+            seen = self._wait(seconds, seen)
+
+        return wait
 
     def _terms_of(self, record: JobRecord) -> Terms:
         for signed in self._trusted.chain:

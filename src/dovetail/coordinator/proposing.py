@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from typing import cast
 
@@ -16,7 +17,7 @@ from dovetail.agreement.signing import (
     signed_permit_from_record,
 )
 from dovetail.agreement.terms import Terms
-from dovetail.errors import DovetailError, PolicyError, RemoteProtocolError
+from dovetail.errors import DovetailError, PolicyError, RemoteProtocolError, readable
 from dovetail.flower import actions
 from dovetail.flower.actions import Record
 from dovetail.flower.grid import ask
@@ -86,14 +87,17 @@ def _why(error: PolicyError) -> str:
 
 def _preview(record: Record) -> Record:
     """A node's preview, in the form that it should have."""
-    texts = {name: str(record.get(name, ""))[:500] for name in ("refused_by", "text")}
-    numbers: dict[str, float] = {}
-    for name in ("epsilon", "remaining"):
-        value = record.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise RemoteProtocolError("the node's preview holds no cost")
-        numbers[name] = float(cast("float", value))
+    texts = {name: readable(str(record.get(name, ""))) for name in ("refused_by", "text")}
+    numbers = {name: _cost(record.get(name)) for name in ("epsilon", "remaining")}
     return {**texts, "needs_approval": record.get("needs_approval") is True, **numbers}
+
+
+def _cost(value: object) -> float:
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    cost = cast("float", value)
+    if known and 0 <= cost <= sys.float_info.max:  # neither too large nor no number at all
+        return float(cost)
+    raise RemoteProtocolError("the node's preview holds no cost")
 
 
 def _check(signed: SignedPermit, asked: SignedRequest, terms: Terms, partner: str) -> None:

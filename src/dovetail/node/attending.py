@@ -24,6 +24,7 @@ LOOK_SECONDS = 0.5
 """How often the node looks at its desk."""
 AGAIN_SECONDS = 30.0
 """How long it waits before it tries again to open."""
+_LAST_SECOND = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 
 _logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ def attend(
     clock: Clock = utc_now,
     *,
     anew: bool = False,
+    child: bool = True,
 ) -> None:
     """Serves until told to stop; connects again whenever the connection is lost.
 
@@ -54,6 +56,7 @@ def attend(
         stop: ends it.
         clock: the time.
         anew: read the table again although it was read before.
+        child: train in a process of its own, which can be killed.
 
     Raises:
         SettingError: the keys are another party's, another process serves this node, or the
@@ -66,7 +69,7 @@ def attend(
     fresh = [anew]
 
     def open_node(terms: Terms) -> OpenNode:
-        opened = OpenNode(settings, terms, keyring, clock=clock, anew=fresh[0])
+        opened = OpenNode(settings, terms, keyring, clock=clock, anew=fresh[0], child=child)
         fresh[0] = False
         return opened
 
@@ -88,11 +91,16 @@ def attend(
 def _welcomed(session: Session) -> Callable[[bytes, float], None]:
     def welcome(document: bytes, clock: float) -> None:
         try:
-            session.welcome(document, datetime.fromtimestamp(clock, UTC))
+            session.welcome(document, datetime.fromtimestamp(_dated(clock), UTC))
         except AgreementError as error:
             _logger.error("refuses the agreement that was shown: %s", error)
 
     return welcome
+
+
+def _dated(clock: float) -> float:
+    """A clock's seconds, brought between the years 1970 and 9999."""
+    return min(max(clock, 0.0), _LAST_SECOND)
 
 
 def _watch(session: Session, desk: Desk, attendance: Attendance, stop: threading.Event) -> None:
