@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
@@ -191,12 +192,14 @@ class Proxy:
         down: bytes passed on to it.
         cut_up: once ``up`` reaches this, connections are cut, once.
         cut_down: once ``down`` reaches this, connections are cut, once.
+        rate: most bytes a second that are passed on each way.
     """
 
     def __init__(self, port: int) -> None:
         self.up = self.down = 0
         self.cut_up: int | None = None
         self.cut_down: int | None = None
+        self.rate = math.inf
         self.cuts = threading.Semaphore(0)
         self._target = (HOST, port)
         self._listening = socket.create_server((HOST, 0))
@@ -231,8 +234,9 @@ class Proxy:
 
     def _pass(self, source: socket.socket, sink: socket.socket, upwards: bool) -> None:
         with suppress(OSError):
-            while data := source.recv(1 << 16):
+            while data := source.recv(1 << 14):
                 sink.sendall(data)
+                time.sleep(len(data) / self.rate)
                 self._count(len(data), upwards)
         for side in (source, sink):
             with suppress(OSError):

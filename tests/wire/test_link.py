@@ -11,7 +11,7 @@ import pytest
 from dovetail.errors import RemoteProtocolError, TransportError
 from dovetail.wire import envelope
 from dovetail.wire.generated import federation_pb2 as pb
-from dovetail.wire.link import Link, Pace, _paced
+from dovetail.wire.link import Link, Pace, Stride
 from dovetail.wire.outbox import Outbox
 from dovetail.wire.payload import Payload
 from dovetail.wire.transfer import CHUNK, GRAIN, Outgoing
@@ -190,15 +190,18 @@ def test_transfers_take_turns_and_short_frames_come_first() -> None:
     assert frames == [b"c", b"b", b"a", b"b"]
 
 
-@pytest.mark.parametrize(
-    ("size", "seconds", "following"),
-    [
-        (GRAIN, 0.0, 2 * GRAIN),
-        (CHUNK, 0.0, CHUNK),
-        (CHUNK, 0.5, CHUNK),
-        (CHUNK, 2.0, CHUNK // 2),
-        (GRAIN, 2.0, GRAIN),
-    ],
-)
-def test_chunks_are_short_on_a_slow_link(size: int, seconds: float, following: int) -> None:
-    assert _paced(size, seconds) == following
+def test_chunks_are_long_once_a_link_has_proved_quick_and_short_once_it_is_slow() -> None:
+    stride = Stride()
+    assert stride.size == 4 * GRAIN
+    for _ in range(31):
+        stride.took(stride.size, 0.01)
+    assert stride.size == 4 * GRAIN, "buffers may have taken that much"
+    for _ in range(100):
+        stride.took(stride.size, 0.01)
+    assert stride.size == CHUNK
+    for seconds, size in ((0.5, CHUNK), (2.0, CHUNK // 2), (2.0, CHUNK // 4)):
+        stride.took(CHUNK, seconds)
+        assert stride.size == size
+    for _ in range(10):
+        stride.took(CHUNK, 2.0)
+    assert stride.size == GRAIN

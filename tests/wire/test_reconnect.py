@@ -223,6 +223,19 @@ def test_a_frozen_node_is_found_and_a_thawed_one_comes_back(pace: Pace) -> None:
         assert coordinator.events[1].reason == "the other side has fallen silent"
 
 
+def test_a_slow_link_is_not_taken_for_a_dead_one() -> None:
+    """The longest chunk would take longer than a node may be silent."""
+    with meeting({}, pace=Pace(0.5, 2.0)) as coordinator, Proxy(coordinator.port) as proxy:
+        coordinator.members.admit("far", "node", 1)
+        node = coordinator.node("far", lambda request: bytes(request[:1000]), proxy.port).start()
+        coordinator.until_present(1)
+        proxy.rate = 400_000
+        request = os.urandom(5 << 19)
+        assert coordinator.ask({1: request}) == {1: request[:1000]}
+        assert [event.kind for event in coordinator.events] == ["connected"]
+        node.leave()
+
+
 def test_a_killed_node_is_noticed_at_once() -> None:
     with meeting({}, limits=Limits(reconnect_grace=0.0)) as coordinator:
         coordinator.members.admit("a", "node", 1)

@@ -22,7 +22,7 @@ from dovetail.wire import envelope
 from dovetail.wire.answering import Answering
 from dovetail.wire.channel import Received
 from dovetail.wire.generated import federation_pb2 as pb
-from dovetail.wire.link import PACE, Link, Pace
+from dovetail.wire.link import LAST_WORD, PACE, Link, Pace
 from dovetail.wire.peers import DOCUMENT_BYTES, Access
 from dovetail.wire.status import transport_error
 from dovetail.wire.tls import channel_credentials, client_options
@@ -129,7 +129,8 @@ class Attendance:
             self._loop = None
             ended.cancel()
             attending.cancel()
-            await asyncio.gather(ended, attending, return_exceptions=True)
+            calls = asyncio.all_tasks() - {asyncio.current_task()}
+            await asyncio.wait([*calls], timeout=LAST_WORD)  # gRPC ends what it has begun
 
     def _wait(self, stop: threading.Event, stopping: asyncio.Event) -> None:
         stop.wait()
@@ -188,7 +189,7 @@ class Attendance:
     async def _welcomed(self, link: Link, welcome: pb.Welcome, document: bytes) -> None:
         if not (math.isfinite(welcome.clock) and _LEAST_BEAT <= welcome.beat <= self._pace.silence):
             raise RemoteProtocolError("the coordinator's welcome is malformed")
-        link.pace = Pace(welcome.beat, _BEATS_OF_SILENCE * welcome.beat)
+        link.keep(Pace(welcome.beat, _BEATS_OF_SILENCE * welcome.beat))
         self.state = State("connected")
         loop = asyncio.get_running_loop()
         try:

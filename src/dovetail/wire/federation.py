@@ -113,13 +113,12 @@ class Federation:
             await context.abort(refused.code, refused.reason)
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - this is one
+        self._attending.add(task)
         try:
-            self._attending.add(task)
             with self._admission.lasting(admitted, partial(self._revoke, seat, link)):
                 await self._carry(seat, link)
         finally:
             self._attending.discard(task)
-            self._stand_up(seat, link)
 
     async def look(self, _: bytes, context: grpc.aio.ServicerContext) -> bytes:
         """The RPC ``Look``: the welcome, without attending."""
@@ -131,13 +130,12 @@ class Federation:
         return envelope.write(pb.ToNode(welcome=welcome), [document])
 
     async def _carry(self, seat: Seat, link: Link) -> None:
-        """Carries a connection to its end, and says why it ended where somebody is left to hear."""
+        """Carries a connection to its end, and says why it ended if somebody is left to hear."""
         try:
-            await link.carry(partial(self._hear, seat))
-        except TransportError:
-            return
-        except RemoteProtocolError:
-            pass
+            with suppress(TransportError, RemoteProtocolError):
+                await link.carry(partial(self._hear, seat))
+        finally:
+            self._stand_up(seat, link)
         if link.reason:
             await link.say_last(_farewell(link.reason))
 

@@ -20,7 +20,9 @@ from dovetail.wire.outbox import Outbox
 from dovetail.wire.transfer import CHUNK, GRAIN
 
 _QUICK, _SLOW = 0.1, 1.0
-"""Seconds that a chunk takes; beyond them the next one is twice or half as long."""
+"""Seconds in which a frame is taken; a slow one halves the length of the chunks that follow."""
+_BUFFERED = 8 << 20
+"""Bytes that buffers on the way may take at once: that many taken quickly prove a quick link."""
 LAST_WORD = 1.0
 """Seconds that a connection which was ended waits for its last frame to be taken."""
 
@@ -71,7 +73,8 @@ class Link:
             pace: when a silent side is gone.
         """
         self.heard = time.monotonic()
-        self.pace = pace
+        self._pace = pace
+        self._repaced = asyncio.Event()
         self._stream = stream
         self._outbox = outbox
         self._beat = beat
@@ -117,6 +120,11 @@ class Link:
         """Why this side ended the connection; empty where it did not."""
         return self._ended.result() if self._ended.done() else ""
 
+    def keep(self, pace: Pace) -> None:
+        """Keeps another pace from now on."""
+        self._pace = pace
+        self._repaced.set()
+
     def end(self, reason: str) -> None:
         """Ends the connection from this side; the first reason counts."""
         if not self._ended.done():
@@ -136,49 +144,71 @@ class Link:
             self.heard = time.monotonic()
 
     async def _write(self) -> None:
-        size = GRAIN
+        stride = Stride()
         while not self._ended.done():  # a next connection may be using the outbox by then
             self._more.clear()
-            frame = self._outbox.next(size) or self._due_beat()
+            frame = self._outbox.next(stride.size) or self._due_beat()
             if frame is None:
                 await self._more.wait()
                 continue
             began = self._writing_since = time.monotonic()
             await self._stream.write(frame)
             self._writing_since = None
-            size = _paced(size, time.monotonic() - began)
+            stride.took(len(frame), time.monotonic() - began)
 
     def _due_beat(self) -> bytes | None:
         due, self._beat_due = self._beat_due, False
         return self._beat if due else None
 
     async def _watch(self) -> None:
-        beat_at = time.monotonic() + self.pace.beat
+        beaten = time.monotonic()
         while True:
-            wake_at = min(beat_at, self._gone_at())
-            await asyncio.sleep(max(wake_at - time.monotonic(), 0.0))
+            wake_at = min(beaten + self._pace.beat, self._gone_at())
+            if await self._repaced_before(wake_at):
+                continue
             now = time.monotonic()
-            if now >= beat_at:
-                beat_at = now + self.pace.beat
-                self._beat_due = True
+            if now >= beaten + self._pace.beat:
+                beaten, self._beat_due = now, True
                 self._more.set()
-            if now - wake_at > self.pace.beat:  # this side stood still: what came is not read yet
+            if now - wake_at > self._pace.beat:  # this side stood still: what came is not read yet
                 self.heard = now
             if now >= self._gone_at():
                 raise TransportError("the other side has fallen silent")
 
+    async def _repaced_before(self, moment: float) -> bool:
+        """Waits until a moment, or until the pace changes before it."""
+        self._repaced.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(moment - time.monotonic()):
+                return await self._repaced.wait()
+        return False
+
     def _gone_at(self) -> float:
         """When, with no further sign of life, the other side is gone."""
         heard = time.monotonic() if self._hearing else self.heard
-        return min(heard, self._writing_since or math.inf) + self.pace.silence
+        return min(heard, self._writing_since or math.inf) + self._pace.silence
 
 
 def _failure(task: asyncio.Future[Any]) -> BaseException | None:
     return task.exception() if task.done() and not task.cancelled() else None
 
 
-def _paced(size: int, seconds: float) -> int:
-    """Length of the next chunk: on a slow link chunks are short, so that signs of life come."""
-    if seconds < _QUICK:
-        return min(2 * size, CHUNK)
-    return max(size // 2 // GRAIN * GRAIN, GRAIN) if seconds > _SLOW else size
+class Stride:
+    """How long chunks are: short on a slow link, so that signs of life come through in time.
+
+    Attributes:
+        size: of the next chunk, in bytes: a multiple of ``GRAIN``, at most ``CHUNK``.
+    """
+
+    def __init__(self) -> None:
+        self.size = 4 * GRAIN
+        self._quick = 0
+
+    def took(self, sent: int, seconds: float) -> None:
+        """Learns how long it took until so many bytes were taken."""
+        if seconds > _SLOW:
+            self.size, self._quick = max(self.size // 2, GRAIN), 0
+        elif seconds < _QUICK:
+            self._quick += sent
+        if self._quick > _BUFFERED:
+            self.size, self._quick = min(2 * self.size, CHUNK), 0

@@ -10,14 +10,16 @@ from dovetail.wire.transfer import CHUNK
 _ROOM = 256 << 10
 """Bytes that a gRPC message may be longer than the chunk or document in it."""
 _BOTH_SIDES = (
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),
+    # These find dead connections on which nothing is said. Who is frozen is found sooner, by beats;
+    # pings wait behind data, and on a slow link they may be answered late.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 60_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 )
 _SERVER = (
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.so_reuseport", 0),  # a second coordinator at the same address is an error
     ("grpc.max_concurrent_streams", 64),
     ("grpc.server_handshake_timeout_ms", 10_000),
