@@ -237,7 +237,8 @@ class Ledger:
             after, digest = self._after(entry), entry.digest
         except DovetailError as error:
             raise LedgerError(f"ledger entry {self._length + 1}: {error}") from None
-        self._add(after, self._charge(entry.job, after))
+        if charge := self._charge(entry.job, after):
+            self._add(after, charge)
         self._jobs[entry.job] = after
         self._open[entry.job] = None
         if after.cancelled:
