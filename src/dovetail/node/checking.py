@@ -18,7 +18,7 @@ from dovetail.crypto.certificates import valid_until
 from dovetail.crypto.keyring import Keyring
 from dovetail.data.check import CheckReport, check
 from dovetail.data.engine import Limits
-from dovetail.errors import AgreementError, DovetailError, TransportError
+from dovetail.errors import AgreementError, DovetailError, RemoteProtocolError, TransportError
 from dovetail.node.attending import access_of
 from dovetail.node.opening import load_trusted, utc_now
 from dovetail.node.session import LARGEST_CLOCK_DIFFERENCE
@@ -99,7 +99,7 @@ def _keys(settings: NodeSettings, keyring: Keyring, now: datetime) -> Step:
 
 def _desk(settings: NodeSettings) -> Step:
     try:
-        if Desk(settings.desk).paused:
+        if settings.desk.exists() and Desk(settings.desk).paused:
             mend = "dovetail node resume"
             return Step("desk", False, "the node is paused and refuses everything", mend)
     except DovetailError as error:
@@ -117,11 +117,12 @@ def _coordinator(
         return [Step("coordinator", False, str(error), mend)], None
     try:
         welcome = probe(access, _PROBE_SECONDS)
-    except TransportError as error:
+        its_time = datetime.fromtimestamp(welcome.clock, UTC)
+    except (TransportError, RemoteProtocolError, ValueError, OverflowError) as error:
         mend = "ask the coordinator whether it runs and has enrolled your request"
         return [Step("coordinator", False, str(error), mend)], None
     reached = Step("coordinator", True, f"{access.address} answers and knows this node")
-    apart = abs(clock() - datetime.fromtimestamp(welcome.clock, UTC))
+    apart = abs(clock() - its_time)
     good = apart <= LARGEST_CLOCK_DIFFERENCE
     text = f"{apart.total_seconds():.0f} s apart from the coordinator's"
     mend = "" if good else "set this machine's clock (NTP)"
