@@ -11,6 +11,7 @@ from dovetail.agreement.entry import Entry
 from dovetail.agreement.ledger import Ledger
 from dovetail.agreement.request import ModelSpec, Request
 from dovetail.agreement.terms import Budget, Terms
+from dovetail.simulation import identities
 from dovetail.simulation.report import HeadlineJob
 from dovetail.simulation.results import ALL, Comparison, Measurement, Predictions
 from dovetail.simulation.study import (
