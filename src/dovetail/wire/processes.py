@@ -110,13 +110,14 @@ class _Worker:
         self.nodes = nodes
         self._pipe, theirs = spawn.Pipe()
         self._at_work = threading.Lock()
+        self._lost = False
         self._process = spawn.Process(target=_serve, args=(factory, nodes, theirs), daemon=True)
         self._process.start()
         theirs.close()  # so that the pipe ends when the worker does
 
     @property
     def alive(self) -> bool:
-        return self._process.is_alive()
+        return not self._lost and self._process.is_alive()
 
     def wait_until_ready(self) -> None:
         try:
@@ -134,6 +135,7 @@ class _Worker:
                 self._pipe.send_bytes(b"".join((node.to_bytes(_NODE_BYTES, "big"), *request.parts)))
                 answer = self._pipe.recv_bytes()
             except (EOFError, OSError):
+                self._lost = True  # a moment before its process is seen to have ended
                 return _gone()
         if answer[:1] == _GOOD:
             return answer[1:]
