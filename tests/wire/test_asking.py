@@ -217,6 +217,26 @@ def test_a_connection_before_the_last_one_is_known_to_be_lost_grants_nothing() -
     assert [frame.WhichOneof("frame") for frame in half.said()] == ["welcome"]
 
 
+def test_an_answer_that_stops_coming_makes_room_for_others() -> None:
+    half = asker("receiving")
+    half.asking.drop_stalled()
+    half.hear(chunk(0, 2 * GRAIN), bytes(GRAIN))
+    half.asking.drop_stalled()
+    assert half.outcomes == {}
+    half.asking.drop_stalled()
+    assert str(half.outcomes[1]) == "the node stopped sending its answer"
+    assert half.budget.used == 0
+    assert [frame.WhichOneof("frame") for frame in half.said()] == ["done"]
+
+
+@pytest.mark.parametrize("stage", ["queued", "sending", "asked", "offered"])
+def test_who_has_no_room_may_take_any_time(stage: str) -> None:
+    half = asker(stage)
+    for _ in range(3):
+        half.asking.drop_stalled()
+    assert half.outcomes == {}
+
+
 def test_who_waits_for_room_without_a_connection_leaves_the_queue() -> None:
     half = asker("offered")
     half.asking.suspend()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
 import signal
 import socket
 import threading
@@ -11,15 +12,18 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import grpc  # type: ignore[import-untyped]
 import pytest
 
 from dovetail.errors import TransportError
-from dovetail.wire import attendance
+from dovetail.wire import attendance, envelope, federation
 from dovetail.wire.attendance import Attendance, Handler
 from dovetail.wire.channel import Received
+from dovetail.wire.generated import federation_pb2 as pb
 from dovetail.wire.link import Pace
 from dovetail.wire.payload import Payload
 from dovetail.wire.peers import LIMITS, Access, Limits
+from dovetail.wire.tls import channel_credentials
 from tests.wire.parties import HOST, PATIENCE, Coordinator, Node, Proxy, eventually, meeting
 
 SIZE = 24 << 20
@@ -268,6 +272,38 @@ def test_inbound_budget_holds_one_answer_at_a_time() -> None:
             assert got == answer
             assert budget.used == 3 << 20, "the others wait until this one is let go"
         assert dict(answers) == {}
+
+
+def test_a_node_that_does_not_send_its_answer_delays_others_only_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(federation, "_STALLED", 0.3)
+    answer = os.urandom(3 << 20)
+    with meeting({"a": lambda _: answer}, limits=Limits(inbound_bytes=4 << 20)) as coordinator:
+        coordinator.members.admit("mute", "node", 2)
+        with ThreadPoolExecutor() as pool:
+            mute = pool.submit(offer_and_send_nothing, coordinator.access("mute"))
+            coordinator.until_present(2)
+            asked = pool.submit(coordinator.ask, {2: b"x"})
+            eventually(lambda: coordinator.server._federation.budget.used == 3 << 20)
+            assert coordinator.ask({1: b"x"}) == {1: answer}
+            assert str(asked.result()[2]) == "the node stopped sending its answer"
+            mute.result()
+
+
+def offer_and_send_nothing(access: Access) -> None:
+    """A node that makes its coordinator wait, until the exchange is over."""
+    say: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    say.put(envelope.write(pb.FromNode(hello=pb.Hello(version=1, incarnation=bytes(16)))))
+    with grpc.secure_channel(access.address, channel_credentials(access)) as channel:
+        call = channel.stream_stream("/dovetail.v1.Federation/Attend")
+        for raw in call(iter(say.get, None), timeout=PATIENCE):
+            frame, _ = envelope.read(raw, pb.ToNode)
+            if frame.HasField("chunk"):
+                offer = pb.Offer(exchange=frame.chunk.exchange, total=3 << 20)
+                say.put(envelope.write(pb.FromNode(offer=offer)))
+            if frame.HasField("done"):
+                say.put(None)
 
 
 def test_an_answer_larger_than_the_budget_comes_alone() -> None:

@@ -7,6 +7,7 @@ node says about an exchange breaks the protocol, and costs the exchange and the 
     SENDING    --last chunk handed out-->            ASKED
     ASKED      --offer-->                            OFFERED     --room granted--> RECEIVING
     RECEIVING  --last chunk-->                       ended
+    RECEIVING  --nothing for too long-->             ended
     ASKED      --offer with the answer inside-->     ended
     any begun  --failed-->                           ended, unless an answer was offered
     any        --abandoned, or the node is lost-->   ended
@@ -51,6 +52,7 @@ class _Exchange:
         self.ended = ended
         self.incoming: Incoming | None = None
         self.share: Share | None = None
+        self.seen_at = -1
 
     @property
     def stage(self) -> Stage:
@@ -102,6 +104,19 @@ class Asking:
         """Ends every exchange: the node is gone for good."""
         for exchange in list(self._exchanges.values()):
             self._end(exchange, TransportError(reason))
+
+    def drop_stalled(self) -> None:
+        """Ends exchanges of whose answer nothing came since this was called last.
+
+        They have room that others wait for. To be called now and then, while there is a connection.
+        """
+        for exchange in list(self._exchanges.values()):
+            if exchange.incoming is None or exchange.stage is not Stage.RECEIVING:
+                continue
+            if len(exchange.incoming.data) == exchange.seen_at:
+                self._drop(exchange, TransportError("the node stopped sending its answer"))
+            else:
+                exchange.seen_at = len(exchange.incoming.data)
 
     def suspend(self) -> None:
         """The connection is lost. Answers that only wait for room leave the queue for it."""

@@ -30,6 +30,8 @@ from dovetail.wire.presence import Presence, Seat
 from dovetail.wire.transfer import CHUNK
 
 SERVICE = "dovetail.v1.Federation"
+_STALLED = 30.0
+"""Seconds in which some of an answer comes, once there is room for it: at most twice as many."""
 _BEAT = envelope.write(pb.ToNode(beat=pb.Beat()))
 
 
@@ -92,6 +94,14 @@ class Federation:
             if seat.link is not None:
                 welcome, document = self._welcome_to(seat.peer)
                 seat.asking.outbox.say(pb.ToNode(welcome=welcome), [document])
+
+    async def tend(self) -> None:
+        """Sees to it, for ever, that no node keeps room for an answer that it does not send."""
+        while True:
+            await asyncio.sleep(_STALLED)
+            for seat in list(self._seats.values()):
+                if seat.link is not None:
+                    seat.asking.drop_stalled()
 
     async def close(self, reason: str) -> None:
         """Ends all exchanges, and all connections once their last word is said."""

@@ -255,8 +255,10 @@ class FederationServer:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self._port.set_result(port)
+        tending = asyncio.ensure_future(self._federation.tend())
         await self._stopping.wait()
         self._loop = None
+        tending.cancel()
         await checks.enter_graceful_shutdown()
         await self._federation.close(_STOPPING)
         self._control.close()
