@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from threading import Lock
 from typing import Literal
 
 from dovetail.agreement.ledger import JobSpending
@@ -77,6 +78,8 @@ class Gate:
         self._policy = policy
         self._clock = clock
         self._decisions = decisions
+        self._turn = Lock()
+        """Held from judging a job until it is reserved, or two could be judged by one ledger."""
 
     def preview(self, signed: SignedRequest) -> Preview:
         """Judges a request, and charges nothing.
@@ -116,15 +119,8 @@ class Gate:
         """
         request, terms = signed.request, self._terms
         require_asked(signed, terms)
-        known = self._ledger.refresh().job(request.job)
-        if known is None:
-            self._close_expired()
-            self._judge(signed)
-            self._require_approved(request)
-            event, steps = request.task.event, request.task.steps
-            self._ledger.reserve(request.job, digest(request), event, steps)
-            ledger = self._ledger.refresh()
-            known = ledger.spending_by_job()[request.job]
+        with self._turn:
+            known = self._ledger.refresh().job(request.job) or self._reserve(signed)
         self._require_same(request, known)
         reserved_at = datetime.fromisoformat(known.reserved_at)
         return permit_of(request, terms, self._partner, reserved_at, self._ledger.refresh().head)
@@ -155,6 +151,14 @@ class Gate:
     def close(self, job: str) -> None:
         """Ends a job; what it reserved and never began is free again."""
         self._ledger.cancel(job)
+
+    def _reserve(self, signed: SignedRequest) -> JobSpending:
+        self._close_expired()
+        self._judge(signed)
+        request, task = signed.request, signed.request.task
+        self._require_approved(request)
+        self._ledger.reserve(request.job, digest(request), task.event, task.steps)
+        return self._ledger.refresh().spending_by_job()[request.job]
 
     def _close_expired(self) -> None:
         """Ends jobs of which no round can begin any more, though nobody said that they ended."""
