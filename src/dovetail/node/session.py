@@ -74,6 +74,7 @@ class Session:
         self._opened: OpenNode | None = None
         self._why_closed: DovetailError | None = None
         self._clock_difference = timedelta(0)
+        self._kept = trusted.newest
         context = new_context(0, {}, {})
         self.handle = partial(answer, node_app(lambda _: self), lambda _: context)
         """Answers one request; for a channel."""
@@ -86,19 +87,28 @@ class Session:
             coordinator_time: the coordinator's clock.
 
         Raises:
-            AgreementError: the agreement cannot be trusted; what was trusted before stays.
+            AgreementError: the agreement cannot be trusted; what was trusted before stays, and so
+                do the versions in it that could be followed.
         """
         self._clock_difference = abs(self._clock() - coordinator_time)
         try:
             chain = chain_from_record(json.loads(document))
         except (ValueError, RecursionError, SettingError) as error:
             raise AgreementError(f"the agreement that was shown cannot be read: {error}") from None
-        if chain and self._trusted.follow(chain):
+        try:
+            if chain:
+                self._trusted.follow(chain)
+        finally:
+            self._keep_newest()
+            self.prepare()
+
+    def _keep_newest(self) -> None:
+        """Keeps what is trusted on the disk, where that is not done yet."""
+        newest = self._trusted.newest
+        if newest is not None and newest is not self._kept:
             self._keep(self._trusted)
-            newest = self._trusted.newest
-            assert newest is not None  # noqa: S101 - follow() just accepted it
+            self._kept = newest
             _logger.info("trusts version %d, %s", newest.version, agreed.digest(newest))
-        self.prepare()
 
     def prepare(self) -> None:
         """Opens the node under the terms in force, if it is not open under them.
@@ -150,11 +160,16 @@ class Session:
 
     def close(self, job: str) -> None:
         """See :class:`dovetail.flower.actions.Actions`; heard whatever else stands in the way."""
-        self._node(whatever_day=True).close(job)
+        with _refusals_logged("the end of a job"):
+            self._node(whatever_day=True).close(job)
 
     def keep(self, card: Record, arrays: Arrays) -> None:
         """See :class:`dovetail.flower.actions.Actions`; as :meth:`close`."""
-        self._node(whatever_day=True).keep(card, arrays)
+        with _refusals_logged("a released model"):
+            known = [agreed.digest(signed.terms) for signed in self._trusted.chain]
+            if card.get("terms_digest") not in known:
+                raise PolicyError("terms", "the model's card names terms that nobody signed here")
+            self._node(whatever_day=True).keep(card, arrays)
 
     def _ready(self) -> Node:
         if self._desk.paused:
