@@ -22,7 +22,7 @@ from dovetail.agreement import request as requests
 from dovetail.agreement.record import Fields
 from dovetail.agreement.request import Request
 from dovetail.agreement.signing import SignedRequest, request_from_record, request_record
-from dovetail.errors import DataError, SettingError
+from dovetail.errors import DataError, PolicyError, SettingError
 from dovetail.store.whole_file import write_whole
 
 Decision = Literal["approved", "refused"]
@@ -101,13 +101,19 @@ class Desk:
         """Puts a request before people, unless it lies there already.
 
         Raises:
+            PolicyError: rule ``request``: another one of this name lies there, and who has read
+                that one could say yes to this.
             DataError: it cannot be written, or too many requests lie there.
         """
         path = self._path("waiting", signed.request.job)
         record = request_record(signed)
-        if path.exists() and self._read(path) == record:
-            return
-        if len(list(path.parent.iterdir())) >= _MOST_WAITING:
+        if path.exists():
+            there = request_from_record(self._read(path))
+            if (there.request, there.asked_by) != (signed.request, signed.asked_by):
+                raise PolicyError("request", "another job of this name was put before people here")
+            if request_record(there) == record:
+                return
+        elif len(self.waiting()) >= _MOST_WAITING:
             raise DataError("too many requests wait for a person here")
         self._write(path, record)
 
