@@ -89,6 +89,7 @@ BAD: dict[str, Callable[[], RecordDict]] = {
     "float64": lambda: update(FLOAT64),
     "nan": lambda: update(MODEL | {"b": np.array([np.nan], np.float32)}),
     "infinite": lambda: update(MODEL | {"b": np.array([-np.inf], np.float32)}),
+    "too large to sum": lambda: update(MODEL | {"b": np.array([-3e37], np.float32)}),
     "weight nan": lambda: update(MODEL, float("nan")),
     "weight infinite": lambda: update(MODEL, float("inf")),
     "weight zero": lambda: update(MODEL, 0.0),

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import uuid4
 
+import numpy as np
+import numpy.typing as npt
 from flwr.app import ArrayRecord, Message, Metadata, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
@@ -26,7 +28,7 @@ from dovetail.errors import (
 from dovetail.flower import codec
 from dovetail.flower._compat import Run, new_message
 from dovetail.flower.client import error_from_reply
-from dovetail.flower.records import all_finite, view
+from dovetail.flower.records import view
 from dovetail.wire.channel import Answer, Channel
 
 ARRAYS = "arrays"
@@ -35,6 +37,7 @@ METRICS = "metrics"
 """Record of a reply that holds its weight, and nothing else."""
 WEIGHT = "weight"
 """Metric that holds the public weight of a node."""
+_LARGEST_SUM = float(np.finfo(np.float32).max) / 2
 
 
 def ask(
@@ -106,8 +109,14 @@ class Expected:
             array = arrays[name]
             if array.dtype != "float32" or tuple(array.shape) != tuple(shape):
                 raise RemoteProtocolError(f"array {name!r} has another shape or dtype")
-            if not all_finite(view(array)):
-                raise RemoteProtocolError(f"array {name!r} is not finite")
+            if not self._summable(view(array)):
+                raise RemoteProtocolError(f"array {name!r} is not finite, or too large to sum")
+
+    def _summable(self, array: npt.NDArray[np.float32]) -> bool:
+        """Whether weighted sums stay finite where all arrays are like this one; takes no memory."""
+        weight = math.fsum(self.weights.values())
+        low, high = float(array.min(initial=0)), float(array.max(initial=0))
+        return -_LARGEST_SUM <= low * weight <= high * weight <= _LARGEST_SUM
 
     def _check_weight(self, node: int, metrics: MetricRecord) -> None:
         if set(metrics) != {WEIGHT}:
