@@ -20,7 +20,7 @@ from dovetail.node.attending import attend
 from dovetail.node.settings import load_settings
 from dovetail.simulation.federation import COORDINATOR, Federation, Member
 from dovetail.wire.control import ControlClient
-from dovetail.wire.peers import Access
+from dovetail.wire.peers import Access, Limits
 from tests.node.homes import SIZES, write_csv
 from tests.samples import terms
 
@@ -97,10 +97,10 @@ class Loopback:
         """Who may connect, as another process sees it."""
         return Parties(self.home(COORDINATOR) / "parties", self.federation.keyring)
 
-    def start(self) -> Coordinator:
+    def start(self, limits: Limits | None = None) -> Coordinator:
         """Starts the coordinator, or starts it again."""
         settings = coordinator_settings(self.home(COORDINATOR))
-        self.coordinator = Coordinator(settings, self.federation.keyring)
+        self.coordinator = Coordinator(settings, self.federation.keyring, limits=limits)
         self._open.callback(self.coordinator.close)
         self.coordinator.start()
         return self.coordinator

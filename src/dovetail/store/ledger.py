@@ -121,8 +121,9 @@ class LedgerStore:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._engine.dispose()
+        """Let go of the file, once an entry that is being written is written."""
+        with self._guard:
+            self._engine.dispose()
 
     def refresh(self) -> Ledger:
         """What the file adds up to now, entries of other processes included. To read only.
