@@ -1,4 +1,4 @@
-"""Our coordinator and our client app on Flower's own simulation engine.
+"""Our coordinator and our client app on Flower's own engines: its simulation, and its SuperLink.
 
 :class:`GridChannel` makes any stock grid look like a channel, so that a job's loop, which knows
 channels only, runs inside a Flower ``ServerApp`` as it does over gRPC.
@@ -73,8 +73,30 @@ class GridChannel:
         return node if self._ids is None else self._ids[node]
 
 
+Main = Callable[[GridChannel, Context], None]
+"""A coordinator, given a channel to the nodes and Flower's context."""
+
+
+def server_app(
+    main: Main, ids_of: Callable[[Grid], Mapping[int, int] | None] = lambda _: None
+) -> ServerApp:
+    """A server app that runs a coordinator.
+
+    Args:
+        main: the coordinator; what it raises ends the run.
+        ids_of: the grid's own id of each node of the channel; by default the same.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def start(grid: Grid, context: Context) -> None:
+        main(GridChannel(grid, ids_of(grid)), context)
+
+    return app
+
+
 def run_on_ray(
-    main: Callable[[GridChannel, Context], None],
+    main: Main,
     client_app: ClientApp,
     nodes: int,
     *,
@@ -87,7 +109,7 @@ def run_on_ray(
     interface of the machine: run it where nobody else can reach it.
 
     Args:
-        main: the coordinator, given a channel to the nodes and Flower's context.
+        main: the coordinator.
         client_app: the nodes' app; its actions must be importable where Ray unpacks them.
         nodes: how many nodes, >= 1; their numbers are 0 to ``nodes - 1``.
         cpus_per_node: how many processor cores a node's process is given.
@@ -96,14 +118,8 @@ def run_on_ray(
         TransportError: the nodes did not start.
         Exception: whatever ``main`` raised.
     """
-    server_app = ServerApp()
-
-    @server_app.main()
-    def start(grid: Grid, context: Context) -> None:
-        main(GridChannel(grid, _ids_by_partition(grid, nodes)), context)
-
     run_simulation(
-        server_app=server_app,
+        server_app=server_app(main, lambda grid: _ids_by_partition(grid, nodes)),
         client_app=_Numbered(client_app),
         num_supernodes=nodes,
         backend_config={
