@@ -10,6 +10,7 @@ from dovetail.crypto.certificates import (
     new_certificate,
     new_tls_key,
     pin_of,
+    require_no_authority,
     require_self_signed,
     valid_until,
 )
@@ -28,10 +29,11 @@ def test_a_pin_belongs_to_the_key_and_not_to_the_certificate() -> None:
     assert common_name(first) == "retailer"
     assert valid_until(first) == NOW + timedelta(days=730)
     require_self_signed(first)
+    require_no_authority(first)
 
 
 def test_what_is_no_certificate_is_refused() -> None:
-    for read in (pin_of, common_name, valid_until, require_self_signed):
+    for read in (pin_of, common_name, valid_until, require_self_signed, require_no_authority):
         with pytest.raises(SettingError, match="no certificate"):
             read(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
     with pytest.raises(SettingError, match="1 to 64"):

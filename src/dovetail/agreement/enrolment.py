@@ -20,7 +20,12 @@ from typing import Literal, get_args
 
 from dovetail.agreement.party import Party, require_name
 from dovetail.agreement.record import Fields, require
-from dovetail.crypto.certificates import common_name, pin_of, require_self_signed
+from dovetail.crypto.certificates import (
+    common_name,
+    pin_of,
+    require_no_authority,
+    require_self_signed,
+)
 from dovetail.crypto.keyring import Keyring
 from dovetail.crypto.keys import verify
 from dovetail.errors import RemoteProtocolError
@@ -113,7 +118,7 @@ def check_request(request: EnrolmentRequest, token_digest: str) -> None:
     Raises:
         RemoteProtocolError: another token, a signature that does not fit its key, or a
             certificate of another name or key.
-        SettingError: the certificate cannot be read.
+        SettingError: the certificate cannot be read, or could issue others.
     """
     if digest_of(request.token) != token_digest:
         raise RemoteProtocolError(f"{request.name!r} was not invited with this token")
@@ -121,6 +126,7 @@ def check_request(request: EnrolmentRequest, token_digest: str) -> None:
     verify(request.key, request.signature, ENROLMENT, signed)
     certificate = request.certificate.encode()
     require_self_signed(certificate)
+    require_no_authority(certificate)
     if common_name(certificate) != request.name:
         raise RemoteProtocolError(f"the certificate of {request.name!r} gives another name")
 

@@ -24,6 +24,17 @@ from dovetail.errors import SettingError
 VALID_DAYS = 730
 _TOLERANCE = timedelta(days=2)
 """How long before it was made a certificate is valid already, for clocks that are wrong."""
+_FOR_ITSELF_ALONE = x509.KeyUsage(
+    digital_signature=True,
+    key_cert_sign=False,
+    crl_sign=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    encipher_only=False,
+    decipher_only=False,
+)
 
 
 def new_tls_key() -> ec.EllipticCurvePrivateKey:
@@ -61,6 +72,7 @@ def certificate_of(
         .not_valid_before(now - _TOLERANCE)
         .not_valid_after(now + timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_FOR_ITSELF_ALONE, critical=True)
     )
     if hosts:
         names = x509.SubjectAlternativeName([_host(host) for host in hosts])
@@ -120,6 +132,20 @@ def require_self_signed(certificate: bytes) -> None:
         read.verify_directly_issued_by(read)
     except (InvalidSignature, TypeError, ValueError):
         raise SettingError("the certificate is not signed by its own key") from None
+
+
+def require_no_authority(certificate: bytes) -> None:
+    """Raise :class:`SettingError` unless a certificate says that its key issues no others.
+
+    TLS libraries take every certificate that is trusted for an authority, whatever its basic
+    constraints are, unless its key usage says otherwise.
+    """
+    try:
+        usage = _read(certificate).extensions.get_extension_for_class(x509.KeyUsage).value
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+        raise SettingError("the certificate does not say what its key is for") from None
+    if usage.key_cert_sign:
+        raise SettingError("the certificate's key may issue other certificates")
 
 
 def _read(certificate: bytes) -> x509.Certificate:

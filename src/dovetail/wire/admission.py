@@ -128,7 +128,7 @@ def guarded(call: Call) -> Call:
     async def guarded_call(request: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
             return await call(request, context)
-        except grpc.aio.AbortError:
+        except (grpc.aio.AbortError, grpc.aio.InternalError):  # told; or the caller has left
             raise
         except Exception:
             _logger.exception("a call failed")
