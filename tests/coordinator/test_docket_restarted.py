@@ -211,3 +211,18 @@ def test_a_job_that_was_kept_and_not_yet_taken_is_taken_at_the_next_start(tmp_pa
         one.docket.resume()
         one.heard.until("released")
         assert one.store.get("job-2").owner == "", "this one waits for the operator"
+
+
+def test_checkpoints_that_a_killed_coordinator_left_at_a_jobs_end_are_removed(
+    tmp_path: Path,
+) -> None:
+    nodes = Nodes()
+    with office(tmp_path, nodes) as one:
+        one.submit()
+        one.heard.until("released")
+        one.done()
+    for job in ("job-1", "not of ours"):
+        (tmp_path / "checkpoints" / job).mkdir()
+    with office(tmp_path, nodes) as again:
+        again.docket.resume()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["not of ours"]

@@ -168,3 +168,12 @@ def test_files_in_the_way_are_named_without_their_place(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="job 'spring'") as caught:
             act()
         assert str(tmp_path) not in str(caught.value)
+
+
+def test_jobs_that_have_checkpoints_are_listed(tmp_path: Path) -> None:
+    assert checkpoints.kept(tmp_path) == ()
+    for job in ("spring", "autumn"):
+        checkpoints.save(tmp_path, job, 1, MODEL, {})
+    assert checkpoints.kept(tmp_path) == ("autumn", "spring")
+    checkpoints.forget(tmp_path, "spring")
+    assert checkpoints.kept(tmp_path) == ("autumn",)

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +19,12 @@ from dovetail.agreement.signing import SignedRequest, require_asked
 from dovetail.agreement.terms import Terms
 from dovetail.agreement.trusted import TrustedTerms
 from dovetail.coordinator.job import TRANSITIONS, State
-from dovetail.coordinator.journal import StoreJournal, checkpoint_of, job_of
+from dovetail.coordinator.journal import (
+    StoreJournal,
+    checkpoint_of,
+    forget_checkpoints,
+    job_of,
+)
 from dovetail.coordinator.parties import node_number
 from dovetail.coordinator.progress import EventKind, JobEvent
 from dovetail.coordinator.proposing import ask_previews
@@ -27,6 +33,7 @@ from dovetail.coordinator.run import Run, Suspended
 from dovetail.coordinator.settling import settle
 from dovetail.errors import DataError, DovetailError, SettingError, TransportError
 from dovetail.flower.actions import Record
+from dovetail.store import checkpoints
 from dovetail.store.jobs import JobStore
 from dovetail.store.model import load_model
 from dovetail.store.records import JobRecord
@@ -174,6 +181,7 @@ class Docket:
 
         That is also a job that was kept and not yet taken: who handed it in may never ask again.
         """
+        self._forget_what_ended()
         newest = self._trusted.newest
         for record in self._store.list(OPEN_STATES, limit=MOST_JOBS):
             if record.owner or (newest and self._goes_by_itself(record.asked_by, newest)):
@@ -216,6 +224,13 @@ class Docket:
                 for node in settle(self._channel, job, reachable, _SETTLE_SECONDS, model):
                     self._store.settle_permit(job, reachable[node])
                     del self._told_again_at[job, reachable[node]]
+
+    def _forget_what_ended(self) -> None:
+        """Removes checkpoints that a coordinator which was killed at a job's end left behind."""
+        for job in checkpoints.kept(self._folder):
+            with suppress(SettingError):  # not the name of a job
+                if self._store.get(job).state not in OPEN_STATES:
+                    forget_checkpoints(self._folder, job)
 
     def _released(self, job: str) -> tuple[Record, Arrays] | None:
         kept = self._store.release(job)

@@ -59,7 +59,7 @@ class StoreJournal:
                 self.store.lose_round(name)
         self.job = job
         if job.ended:
-            _forget(self.folder, name)
+            forget_checkpoints(self.folder, name)
 
     def finished(self, job: Job, checkpoint: Checkpoint) -> None:
         """Keeps the model after a round."""
@@ -107,7 +107,8 @@ def _remembering(job: str) -> Iterator[None]:
         raise Suspended from None
 
 
-def _forget(folder: Path, job: str) -> None:
+def forget_checkpoints(folder: Path, job: str) -> None:
+    """Removes the checkpoints of a job that has ended, if they can be removed."""
     try:
         checkpoints.forget(folder, job)
     except DataError as error:  # the job has ended all the same

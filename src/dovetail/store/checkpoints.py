@@ -130,6 +130,20 @@ def forget(folder: Path, job: str) -> None:
         raise _not_removed(job, error) from None
 
 
+def kept(folder: Path) -> tuple[str, ...]:
+    """The jobs that have checkpoints, by name.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
+    try:
+        return tuple(sorted(path.name for path in (folder / _FOLDER).iterdir()))
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        raise DataError(f"the checkpoints cannot be listed ({_reason(error)})") from None
+
+
 def _path(folder: Path, job: str, number: int) -> Path:
     require_job(job)  # which cannot hold a separator, nor begin with a dot
     return folder / _FOLDER / job / f"{number}.safetensors"
