@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -8,22 +9,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from dovetail.agreement import request as requests
 from dovetail.agreement import terms as agreed
 from dovetail.agreement.request import Request
 from dovetail.agreement.terms import Terms, parse_terms
+from dovetail.cli.main import app
 from dovetail.errors import DataError, SettingError
 from dovetail.privacy import accountant
 from dovetail.privacy.release import Provenance, Release, release
 from dovetail.schema import Category, Date
+from dovetail.store.card import ARRAYS_FILE, CARD_FILE, ModelCard
 from dovetail.store.model import (
-    ARRAYS_FILE,
-    CARD_FILE,
     PAGE_FILE,
-    ModelCard,
+    card_for,
     load_model,
+    save_fetched,
     save_model,
+    save_received,
 )
 
 VECTORS = Path(__file__).parent.parent / "vectors"
@@ -168,21 +172,73 @@ def test_the_example_on_the_card_scores_rows(
 ) -> None:
     save_model(tmp_path / "model", released(arrays, card), card)
     text = (tmp_path / "model" / PAGE_FILE).read_text()
-    example = text.partition("```python\n")[2].partition("```")[0]
+    example = text.partition("```sh\n")[2].partition("```")[0]
     schema = card.terms.schema
-    columns = [schema.key, schema.label.name, *(column.name for column in schema.columns)]
+    columns = [schema.key, *(column.name for column in schema.columns)]
     values = [
         c.values[0] if isinstance(c, Category) else c.earliest if isinstance(c, Date) else c.low
         for c in schema.columns
     ]
-    lines = [",".join(map(str, (key, key % 2, *values))) for key in range(7)]
+    lines = [",".join(map(str, (f"k{key}", *values))) for key in range(7)]
     (tmp_path / "rows.csv").write_text("\n".join([",".join(columns), *lines]))
+    (tmp_path / "node.toml").write_text('name = "retailer"\n[source]\nfiles = "rows.csv"\n')
     monkeypatch.chdir(tmp_path)
-    found: dict[str, Any] = {}
-    exec(example.replace("rows.parquet", "rows.csv"), found)
-    assert found["probabilities"].shape == (7,)
-    assert ((found["probabilities"] > 0) & (found["probabilities"] < 1)).all()
-    assert sorted(found["owners"]) == list(range(7))
+    for line in example.replace("rows.parquet", "rows.csv").splitlines():
+        program, *arguments = shlex.split(line, comments=True)
+        assert program == "dovetail"
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        scored = (tmp_path / "scores.csv").read_text().splitlines()
+        assert scored[0].startswith(schema.key)
+        assert {row.partition(",")[0] for row in scored[1:]} == {f"k{key}" for key in range(7)}
+        (tmp_path / "scores.csv").unlink()
+
+
+def test_what_travels_is_saved_as_it_was_released(
+    tmp_path: Path, arrays: Any, card: ModelCard
+) -> None:
+    made = released(arrays, card)
+    save_model(tmp_path / "here", made, card)
+    record = json.loads(json.dumps(card_for(made, card)))
+    assert save_received(tmp_path / "received", record, arrays) == card
+    content = (tmp_path / "here" / ARRAYS_FILE).read_bytes()
+    assert save_fetched(tmp_path / "fetched", record, content) == card
+    for place in ("received", "fetched"):
+        for file in (ARRAYS_FILE, CARD_FILE, PAGE_FILE):
+            assert (tmp_path / place / file).read_bytes() == (tmp_path / "here" / file).read_bytes()
+
+
+def test_a_card_of_another_release_does_not_travel(arrays: Any, card: ModelCard) -> None:
+    with pytest.raises(SettingError, match="not of the job"):
+        card_for(released(arrays, card, job="other"), card)
+
+
+@pytest.mark.parametrize("fault", ["changed", "nan", "shape", "missing"])
+def test_arrays_that_the_card_does_not_describe_are_not_saved(
+    fault: str, tmp_path: Path, arrays: Any, card: ModelCard
+) -> None:
+    record = card_for(released(arrays, card), card)
+    weight = arrays["output.weight"].copy()
+    weight[0, 0] = np.nan if fault == "nan" else weight[0, 0] + 1
+    changed = {
+        "changed": {**arrays, "output.weight": weight},
+        "nan": {**arrays, "output.weight": weight},
+        "shape": {**arrays, "output.weight": weight.T},
+        "missing": {"output.weight": weight},
+    }[fault]
+    with pytest.raises((DataError, SettingError)):
+        save_received(tmp_path / "model", record, changed)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", bytes(1000)])
+def test_bytes_that_are_no_model_are_not_saved(
+    content: bytes, tmp_path: Path, arrays: Any, card: ModelCard
+) -> None:
+    record = card_for(released(arrays, card), card)
+    with pytest.raises(DataError, match="damaged"):
+        save_fetched(tmp_path / "model", record, content)
+    assert not (tmp_path / "model").exists()
 
 
 def test_where_customers_overlap_the_card_says_what_they_pay_together(asked: Request) -> None:

@@ -77,10 +77,8 @@ class Desk:
         except OSError as error:
             raise _unwritable(self._folder, error) from None
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
             yield
-        except BlockingIOError:
-            raise SettingError("another process serves this node already") from None
         finally:
             os.close(file)
 
@@ -174,6 +172,13 @@ class Desk:
             write_whole(path, json.dumps(record, indent=2, ensure_ascii=False).encode())
         except OSError as error:
             raise _unwritable(path, error) from None
+
+
+def _lock(file: int) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SettingError("another process serves this node already") from None
 
 
 def _unwritable(path: Path, error: OSError) -> DataError:
