@@ -188,7 +188,8 @@ class Service:
             ]
         }
 
-    def _nodes(self, _peer: Peer, _record: Record) -> dict[str, Any]:
+    def _nodes(self, _peer: Peer, record: Record) -> dict[str, Any]:
+        Fields(record, "nodes", ())
         links = {link.name: link for link in self._links()}
         return {
             "parties": [
@@ -202,7 +203,8 @@ class Service:
             "revoked": list(self._parties.revoked()),
         }
 
-    def _agreement(self, _peer: Peer, _record: Record) -> dict[str, Any]:
+    def _agreement(self, _peer: Peer, record: Record) -> dict[str, Any]:
+        Fields(record, "agreement", ())
         return chain_record(self._trusted.chain)
 
 

@@ -15,7 +15,7 @@ import grpc  # type: ignore[import-untyped]
 from dovetail.errors import DovetailError, error_code, error_text
 from dovetail.wire.admission import Admission, Admitted, Refused, guarded
 from dovetail.wire.document import ERROR_KEY, pieces, read_document, write_document
-from dovetail.wire.peers import ControlHandler, Limits
+from dovetail.wire.peers import ControlHandler, Limits, Peer
 
 SERVICE = "dovetail.v1.Control"
 METHODS = (
@@ -67,7 +67,7 @@ class ControlService:
         try:
             return await asyncio.shield(answering)
         except Exception as error:  # noqa: BLE001 - is logged, and travels
-            await _fail(context, error)
+            await _fail(context, admitted.peer, method, error)
 
     def _answer(self, method: str, admitted: Admitted, raw: bytes) -> bytes:
         record = read_document(raw, self._limits.document_bytes)
@@ -84,7 +84,7 @@ class ControlService:
             for event in self._handler.watch(admitted.peer, record, cancelled):
                 yield write_document(event, self._limits.document_bytes)
 
-        await self._stream(context, events)
+        await self._stream("Watch", context, events)
 
     async def _fetch(self, raw: bytes, context: grpc.aio.ServicerContext) -> None:
         def file(admitted: Admitted, _: threading.Event) -> Iterator[bytes]:
@@ -92,9 +92,9 @@ class ControlService:
             described, data = self._handler.fetch(admitted.peer, record)
             yield from pieces(described, data, self._limits.document_bytes)
 
-        await self._stream(context, file)
+        await self._stream("Fetch", context, file)
 
-    async def _stream(self, context: grpc.aio.ServicerContext, source: Source) -> None:
+    async def _stream(self, method: str, context: grpc.aio.ServicerContext, source: Source) -> None:
         full = self._streams >= self._limits.streams and "too many watchers and fetchers"
         admitted = await self._admitted(context, full)
         loop = asyncio.get_running_loop()
@@ -115,7 +115,7 @@ class ControlService:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, cut.result())
         error = pumping.exception()
         if error is not None:
-            await _fail(context, error)
+            await _fail(context, admitted.peer, method, error)
 
     def _stream_ended(self, pumping: asyncio.Future[None]) -> None:
         self._streams -= 1
@@ -158,10 +158,14 @@ def _taken(writing: Future[None]) -> bool:
     return True
 
 
-async def _fail(context: grpc.aio.ServicerContext, error: BaseException) -> NoReturn:
+async def _fail(
+    context: grpc.aio.ServicerContext, peer: Peer, method: str, error: BaseException
+) -> NoReturn:
     """Ends a call with an error: its class and text, where it was raised on purpose."""
     foreseen = isinstance(error, DovetailError)
-    if not foreseen:
+    if foreseen:
+        _logger.warning("refused %s to %s %r: %s", method, peer.role, peer.name, error)
+    else:
         _logger.error("a control call failed", exc_info=error)
     code = grpc.StatusCode.FAILED_PRECONDITION if foreseen else grpc.StatusCode.INTERNAL
     await context.abort(code, error_text(error), ((ERROR_KEY, str(error_code(error))),))
