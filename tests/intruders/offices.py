@@ -65,9 +65,10 @@ class Office:
         return self.call("Submit", by, signed=record, quorum=quorum, deadline=deadline)
 
     def watch(self, job: str = "job-1") -> list[dict[str, Any]]:
-        """What happened to a job, once it has ended."""
+        """What happened to a job, once it has ended and all partners were told."""
         with self.client(self.house.keys[COORDINATOR]) as client:
             events = list(client.watch({"job": job, "after": 0}))
+        eventually(lambda: job not in self.coordinator._docket._running)
         assert leaks(json.dumps(events).encode()) == []
         return events
 

@@ -95,7 +95,10 @@ def from_record(record: Mapping[str, object]) -> Event:
 def _as_float(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise PrivacyError(f"{name} must be a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise PrivacyError(f"{name} must be finite") from None
 
 
 def _require_positive(name: str, value: float) -> None:
