@@ -163,14 +163,23 @@ def test_a_headline_of_many_partners_counts_them() -> None:
     assert _listed(["1", "2"], found) == "2 of 9 partners"
 
 
-def test_hostile_names_are_shown_and_never_obeyed() -> None:
-    text = page(made_up.result(HOSTILE), made_up.job(HOSTILE, "<b>bold</b>"))
+def test_hostile_words_are_shown_and_never_obeyed() -> None:
+    result = made_up.result()
+    study = replace(result.study, name=HOSTILE[0])
+    partners = tuple(replace(p, role=w) for p, w in zip(result.partners, HOSTILE, strict=True))
+    job = made_up.job(note="<b>bold</b>")
+    terms = replace(job.card.terms, name=HOSTILE[1])
+    text = page(
+        replace(result, study=study, partners=partners),
+        replace(job, card=replace(job.card, terms=terms)),
+    )
     read = Page(text)
     assert read.open == []
     assert not {tag for tag, _ in read.tags} & (FETCHING | {"b"})
     assert not any(name.startswith("on") for _, attrs in read.tags for name in attrs)
-    for name in HOSTILE:
-        assert any(row and row[0].startswith(name) for row in read.rows)
+    assert html.escape(HOSTILE[0]) in text
+    for word in HOSTILE:
+        assert any(word in cell for row in read.rows for cell in row)
 
 
 @pytest.mark.parametrize(

@@ -296,9 +296,9 @@ def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
         run_study(STUDY, tmp_path / "file" / "output", workers=1)
 
 
-def test_a_delta_that_no_epsilon_belongs_to_is_a_wrong_setting(tmp_path: Path) -> None:
-    study = replace(STUDY, privacy=replace(STUDY.privacy, delta=1e-300))
-    with pytest.raises(SettingError, match=r"\[privacy\]: epsilons at delta = 1e-300"):
+def test_an_epsilon_that_no_noise_is_enough_for_is_a_wrong_setting(tmp_path: Path) -> None:
+    study = replace(STUDY, privacy=replace(STUDY.privacy, epsilons=(1e-6,), delta=1e-12))
+    with pytest.raises(SettingError, match=r"\[privacy\]: epsilons at delta = 1e-12: no noise"):
         run_study(study, tmp_path, workers=1)
 
 

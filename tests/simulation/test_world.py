@@ -52,7 +52,7 @@ def test_a_node_in_a_worker_refuses_as_it_does_here() -> None:
         with pytest.raises(PolicyError) as refused:
             world.run(REQUEST)
         assert not any(book.refresh().spending() for book in world.ledgers.values())
-    assert refused.value.rule == "epsilon"
+    assert refused.value.rule == "budget"
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,8 @@ def test_jobs_draw_on_one_ledger_until_it_is_empty(tmp_path: Path) -> None:
 
 def test_learning_happens_despite_the_noise() -> None:
     task = replace(TASK, rounds=30, learning_rate=2.0, sampling_prob=0.5)
-    with World(terms(budget=Budget(30.0, 1e-3)), customers(), seed=0) as world:
+    generous = terms(budget=Budget(30.0, 1e-3), max_epsilon_per_job=30.0)
+    with World(generous, customers(), seed=0) as world:
         weights = world.run(Request("job-1", task)).value["output.weight"][0]
     assert weights[0] > 0.5
     assert weights[0] > 2 * np.abs(weights[1:]).max()

@@ -20,7 +20,7 @@ from dovetail.simulation import complete_journey, datasets, hillstrom, identitie
 from dovetail.simulation.cell_store import make_folder
 from dovetail.simulation.ground import PartnerRows, Recipe
 from dovetail.simulation.partition import PartnerFiles
-from dovetail.simulation.study import DEFAULT_TEST_SHARE, Study, StudyData
+from dovetail.simulation.study import DEFAULT_TEST_SHARE, Study, StudyData, require_partner_name
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ def _shared_out(study: Study, origin: Origin, folder: Path) -> Mapping[str, Part
     if origin.table is None:
         return _own_files(study, key, folder)
     assignment = _assignment(study, origin, origin.table)
+    for name in dict.fromkeys(assignment.values()):
+        require_partner_name(name)
     test = origin.held_out
     if test is None or split.test_share is not None:
         test = partition.held_out(assignment, split.test_share or DEFAULT_TEST_SHARE, split.seed)

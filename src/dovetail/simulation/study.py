@@ -8,6 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import Literal
 
+from dovetail.agreement.party import require_name
 from dovetail.agreement.record import positive, require
 from dovetail.agreement.request import LocalOptimizer, ModelSpec, ServerOptimizer, TrainingTask
 from dovetail.errors import SettingError
@@ -18,7 +19,7 @@ PURPOSE = "study"
 """The one purpose in the terms of a study."""
 DEFAULT_TEST_SHARE = 0.2
 LONGEST_NAME = 100
-"""Characters of a partner's name; bytes of a results folder that is named after its study."""
+"""Bytes of a results folder that is named after its study."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,16 @@ class Partition:
         names = [name for name, _ in self.partners]
         require(len(set(names)) == len(names), "[partition]: two partners have the same name")
         for name in names:
-            require(
-                name.isprintable() and 0 < len(name.strip()) == len(name) <= LONGEST_NAME,
-                f"[partition]: a partner's name is 1 to {LONGEST_NAME} printable characters, with "
-                "no space around them",
-            )
-            require(name.lower() != "all", "[partition]: no partner can be named 'all'")
+            require_partner_name(name)
+
+
+def require_partner_name(name: str) -> None:
+    """Raise :class:`SettingError` unless a study's partner can have this name."""
+    try:
+        require_name(name)
+    except SettingError as error:
+        raise SettingError(f"[partition]: {error}; name the partners in 'partners'") from None
+    require(name.lower() != "all", "[partition]: no partner can be named 'all'")
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,9 @@ from dovetail.simulation.identities import asked, signing_key
 from dovetail.store.ledger import LedgerStore
 from dovetail.training.batch import Customers
 from dovetail.training.threads import use_one_thread
-from dovetail.wire.channel import Channel
+from dovetail.wire.channel import Answer, Channel
 from dovetail.wire.memory import Handler, MemoryChannel
+from dovetail.wire.payload import Payload
 from dovetail.wire.processes import ProcessChannel
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of its own is made in it
@@ -96,7 +97,7 @@ class World:
         numbers = list(sites)
         shares = [numbers[first::workers] for first in range(workers)]
         groups = [(_Worker({n: sites[n] for n in share}), share) for share in shares if share]
-        return self._open.enter_context(ProcessChannel(groups))
+        return _InOrder(self._open.enter_context(ProcessChannel(groups)))
 
     def run(
         self,
@@ -134,6 +135,23 @@ class World:
         trace: TracebackType | None,
     ) -> None:
         self._open.close()
+
+
+@dataclass(frozen=True)
+class _InOrder:
+    """Answers in the order of the nodes, whichever came first: a sum of floats depends on it."""
+
+    channel: Channel
+
+    def nodes(self) -> Sequence[int]:
+        return self.channel.nodes()
+
+    def exchange(
+        self, requests: Mapping[int, Payload], deadline: float
+    ) -> Iterator[tuple[int, Answer]]:
+        answers = dict(self.channel.exchange(requests, deadline))
+        for node in requests:
+            yield node, answers.pop(node)
 
 
 @dataclass(frozen=True)
