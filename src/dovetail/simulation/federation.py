@@ -30,8 +30,8 @@ from dovetail.agreement.signing import SignedRequest, request_record, sign_reque
 from dovetail.agreement.terms import Terms
 from dovetail.coordinator.parties import Parties
 from dovetail.coordinator.progress import JobEvent
-from dovetail.coordinator.settings import load_settings, write_settings
-from dovetail.crypto.keyring import Keyring, load_keyring, make_keyring
+from dovetail.coordinator.settings import write_settings
+from dovetail.crypto.keyring import Keyring, make_keyring
 from dovetail.errors import DataError, TransportError
 from dovetail.node.template import write_settings as write_node_settings
 from dovetail.store.card import ModelCard
@@ -223,9 +223,6 @@ class Federation:
 
     def _make_coordinator(self) -> Keyring:
         home = self.home(COORDINATOR)
-        if (home / "keys").exists():
-            self.address = load_settings(home).address
-            return load_keyring(home / "keys")
         write_settings(home, COORDINATOR, self.address, self.address)
         return make_keyring(home / "keys", COORDINATOR, _now(), ["localhost", HOST])
 
