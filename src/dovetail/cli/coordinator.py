@@ -62,8 +62,8 @@ def init(
 
     host, port = host_and_port(address, "--address")
     hosts = sorted({host, "localhost", "127.0.0.1"})
-    write_settings(folder, name, listen or f"127.0.0.1:{port}", address)
     secret = new_passphrase() if passphrase else None
+    write_settings(folder, name, listen or f"127.0.0.1:{port}", address)
     keyring = make_keyring(folder / "keys", name, utc_now(), hosts, secret)
     Parties(load_settings(folder).parties, keyring)
     console = Console(soft_wrap=True, highlight=False)

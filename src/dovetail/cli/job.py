@@ -237,13 +237,19 @@ def agreement(
     keys: Keys = KEYS,
 ) -> None:
     """Fetch all versions of the signed agreement, as JSON, after checking every signature."""
+    from dovetail.errors import SettingError
+    from dovetail.store.whole_file import write_whole
+
     _, client = _client(keys)
     found = client.call("Agreement", {})
     _trusted(found)
     if output is None:
         print_json(found)
-    else:
-        output.write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")
+        return
+    try:
+        write_whole(output, json.dumps(found, indent=1, ensure_ascii=False).encode())
+    except OSError as error:
+        raise SettingError(f"{output}: cannot be written ({error.strerror})") from None
 
 
 def _client(keys: Path) -> tuple[Keyring, ControlClient]:

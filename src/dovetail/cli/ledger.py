@@ -118,10 +118,15 @@ def _budget(file: Path, delta: float | None) -> tuple[Budget, bool]:
     """The agreement's budget where it is known; else one that nothing is decided under."""
     from dovetail.agreement.signing import chain_from_record
     from dovetail.agreement.terms import Budget
+    from dovetail.errors import SettingError
 
     agreement = file.parent / "agreement.json"
     if delta is None and agreement.is_file():
-        chain = chain_from_record(json.loads(agreement.read_text(encoding="utf-8")))
+        try:
+            chain = chain_from_record(json.loads(agreement.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            message = f"{agreement.name}: cannot be read as JSON; give --delta instead"
+            raise SettingError(message) from None
         if chain:
             return chain[-1].terms.budget, True
     return Budget(sys.float_info.max, delta or 1e-5), False
