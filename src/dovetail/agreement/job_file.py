@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from dovetail.agreement import request as requests
-from dovetail.agreement.record import require
+from dovetail.agreement.record import Fields, require
 from dovetail.agreement.request import ModelSpec, Request, TrainingTask
-from dovetail.errors import SettingError
+from dovetail.errors import PrivacyError, SettingError
 from dovetail.privacy import accountant
 
 DEADLINE = 600.0
@@ -53,9 +53,8 @@ def read_job(path: Path) -> JobFile:
     """The job in a TOML file.
 
     Raises:
-        SettingError: the file cannot be read, or a field is missing, unknown, of another type or
-            out of range.
-        PrivacyError: no noise is enough for the ε that it names.
+        SettingError: the file cannot be read, a field is missing, unknown, of another type or out
+            of range, or no noise is enough for the ε that it names.
     """
     try:
         record = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -63,15 +62,17 @@ def read_job(path: Path) -> JobFile:
         raise SettingError(f"{path.name}: cannot be read ({error.strerror})") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingError(f"{path.name}: is not TOML: {error}") from None
-    quorum, deadline = record.pop("quorum", 0), record.pop("deadline", DEADLINE)
-    good = isinstance(quorum, int) and isinstance(deadline, int | float) and deadline > 0
-    require(good, f"{path.name}: quorum is a whole number, deadline a number of seconds")
-    task = record.get("task")
-    if isinstance(task, dict):
-        record["task"] = _completed(task)
+    how = {"quorum": record.pop("quorum", 0), "deadline": record.pop("deadline", DEADLINE)}
+    read = Fields(how, path.name, tuple(how))
+    quorum, deadline = read.whole("quorum"), read.number("deadline")
+    require(quorum >= 0, f"{path.name}: quorum must not be negative")
+    require(deadline > 0, f"{path.name}: deadline must be above 0 s")
     try:
+        task = record.get("task")
+        if isinstance(task, dict):
+            record["task"] = _completed(task)
         return JobFile(requests.from_record({"kind": "training", **record}), quorum, deadline)
-    except SettingError as error:
+    except (SettingError, PrivacyError) as error:
         raise SettingError(f"{path.name}: {error}") from None
 
 
@@ -94,8 +95,13 @@ def _defaults(kind: type[Any]) -> dict[str, Any]:
 def _noise(task: dict[str, Any]) -> float:
     epsilon, delta = task.pop("epsilon"), task.pop("delta")
     prob, rounds, local_steps = (task.get(n) for n in ("sampling_prob", "rounds", "local_steps"))
-    numbers = all(isinstance(value, int | float) for value in (epsilon, delta, prob))
+    numbers = all(_is_number(value) for value in (epsilon, delta, prob, rounds, local_steps))
     if not (numbers and isinstance(rounds, int) and isinstance(local_steps, int)):
         raise SettingError("task: epsilon needs delta, sampling_prob and rounds as numbers")
-    steps = rounds * local_steps
-    return accountant.calibrate_noise_multiplier(epsilon, delta, float(prob or 0), steps)
+    return accountant.calibrate_noise_multiplier(
+        epsilon, delta, float(prob or 0), rounds * local_steps
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
