@@ -6,10 +6,13 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from dovetail import __version__
@@ -93,12 +96,33 @@ def test_help_teaches_with_an_example(command: str) -> None:
 
 def test_all_commands_are_listed() -> None:
     result = call("--help")
-    for word in ("simulate", "check", "demo", "--version", "--install-completion", "Exit codes"):
+    programs = ("simulate", "check", "demo", "agreement", "keys", "coordinator", "node", "job")
+    for word in (*programs, "--version", "--install-completion", "Exit codes"):
         assert word in result.stdout
+
+
+def every_command(group: Any, *words: str) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        yield (*words, name)
+        if hasattr(command, "commands"):
+            yield from every_command(command, *words, name)
+
+
+@pytest.mark.parametrize("words", list(every_command(get_command(app))), ids=" ".join)
+def test_every_command_explains_itself_and_every_option(words: tuple[str, ...]) -> None:
+    result = call(*words, "--help")
+    assert result.exit_code == Code.DONE
+    command: Any = get_command(app)
+    for word in words:
+        command = command.commands[word]
+    assert len(command.help) > 10
+    for parameter in command.params:
+        assert parameter.name == "help" or parameter.help
 
 
 def test_help_needs_no_heavy_library() -> None:
     heavy = ["torch", "opacus", "duckdb", "pyarrow", "flwr", "matplotlib", "sklearn", "sqlalchemy"]
+    heavy += ["grpc", "alembic", "cryptography", "prometheus_client", "numpy", "dp_accounting"]
     program = f"import sys, dovetail.cli.main; print([n for n in {heavy} if n in sys.modules])"
     child = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

@@ -49,6 +49,8 @@ def test_database_and_metrics_may_be_named(tmp_path: Path) -> None:
     settings = load_settings(written(tmp_path, GOOD + more))
     assert settings.database == "postgresql://coop@/jobs"
     assert settings.metrics == "127.0.0.1:9464"
+    elsewhere = load_settings(written(tmp_path, f'{GOOD}database = "data/coop.sqlite"\n'))
+    assert elsewhere.database == str(tmp_path / "data" / "coop.sqlite"), "beside the file"
 
 
 @pytest.mark.parametrize(

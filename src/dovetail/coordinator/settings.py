@@ -82,7 +82,7 @@ def load_settings(folder: Path) -> CoordinatorSettings:
         raise SettingError(f"{path}: cannot be read ({error.strerror})") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingError(f"{path.name}: is not TOML: {error}") from None
-    database = record.pop("database", str(folder / "jobs.sqlite"))
+    database = record.pop("database", "jobs.sqlite")
     metrics = record.pop("metrics", "")
     read = Fields(record, path.name, ("name", "listen", "address"))
     require_name(read.text("name"))
@@ -98,7 +98,7 @@ def load_settings(folder: Path) -> CoordinatorSettings:
         name=read.text("name"),
         listen=read.text("listen"),
         address=read.text("address"),
-        database=database,
+        database=database if "://" in database else str(folder / database),
         metrics=metrics,
         folder=folder,
     )
