@@ -138,6 +138,7 @@ def test_a_job_from_its_submission_to_its_model(desk: Desk, tmp_path: Path) -> N
         sorted(NAMES),
         [],
     )
+    assert shown["settled"] == sorted(NAMES)
     assert shown["request"]["task"]["rounds"] == TASK.rounds
     card, pieces = desk.service.fetch(PEERS[ANALYST], {"job": "job-1"})
     save_fetched(tmp_path / "fetched", card, b"".join(pieces))

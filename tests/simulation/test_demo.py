@@ -163,6 +163,27 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+def test_the_headline_job_between_processes(tmp_path: Path) -> None:
+    said: list[str] = []
+    watch = Watch(job=lambda event: said.append(event.kind))
+    found = run_demo(
+        tmp_path, TODAY, epsilons=(8.0,), seeds=1, watch=watch, build=few_mailings, processes=True
+    )
+    assert said[0] == "submitted"
+    assert said[-1] == "released"
+    assert all(path.is_file() for path in found.places.values())
+    _, card = load_model(found.places["model"].parent)
+    assert card == found.job.card
+    assert not card.simulated
+    for name, entries in found.job.ledgers.items():
+        kinds = [entry.kind for entry in entries]
+        assert kinds.count("commit") == card.request.task.rounds
+        assert kinds[-1] == "cancel", "the job's end was heard"
+        spent = ledger_lines(entries, Budget(8.0, card.terms.budget.delta))[-1].epsilon
+        assert card.epsilon(name) == pytest.approx(spent)
+
+
+@pytest.mark.long
 def test_the_real_demo(tmp_path: Path) -> None:
     found = run_demo(tmp_path, TODAY, seeds=1)
     record = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))

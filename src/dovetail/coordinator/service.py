@@ -8,7 +8,8 @@ Submit       signed, quorum, deadline                             the job
 Approve      job (operator only)                                  the job
 Cancel       job                                                  the job
 List         states, limit, before                                jobs, newest first
-Show         job                                                  the job, its permits' state
+Show         job                                                  the job, who permitted it, who
+                                                                  is awaited, who knows its end
 Permits      job                                                  the signed permits
 Nodes        –                                                    who is connected
 Agreement    –                                                    all signed versions
@@ -176,6 +177,7 @@ class Service:
             **_shown(job),
             "request": dict(job.request),
             "permitted": sorted(permits),
+            "settled": sorted(name for name, permit in permits.items() if permit.settled),
             "awaited": [p for p in partners if p not in permits] if not _done(job) else [],
         }
 

@@ -43,6 +43,7 @@ COORDINATOR = "coordinator"
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
 STOP_SECONDS = 15.0
+SETTLE_SECONDS = 30.0
 
 Command = Callable[[str, Sequence[str]], Sequence[str]]
 """How to run ``dovetail`` with some arguments, for the party of this name."""
@@ -181,7 +182,7 @@ class Federation:
             client.call("Submit", {"signed": signed, "quorum": quorum, "deadline": deadline})
 
     def watch(self, job: str, on_event: Callable[[JobEvent], None], rounds: int) -> str:
-        """Follows a job to its end; returns the state it ended in.
+        """Follows a job until it has ended and all partners know that; returns its state.
 
         Raises:
             TransportError: the connection was lost.
@@ -190,8 +191,11 @@ class Federation:
             for event in client.watch({"job": job, "after": 0}):
                 kind, number = event["kind"], event["round"]
                 on_event(JobEvent(job, kind, number, rounds, event["partner"], event["text"]))
-            state: str = client.call("Show", {"job": job})["state"]
-        return state
+            shown, end = client.call("Show", {"job": job}), time.monotonic() + SETTLE_SECONDS
+            while shown["settled"] != shown["permitted"] and time.monotonic() < end:
+                time.sleep(0.1)
+                shown = client.call("Show", {"job": job})
+        return str(shown["state"])
 
     def fetch(self, job: str, output: Path) -> ModelCard:
         """Fetches what a job released."""
