@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
 import pytest
+from flwr.app import Message
 
 from dovetail.agreement.request import Request
 from dovetail.coordinator import docket as dockets
 from dovetail.errors import AgreementError, PolicyError, SettingError
 from dovetail.simulation.identities import COORDINATOR
 from dovetail.wire.channel import Answer
-from tests.coordinator.nodes import NAMES, Nodes, Sent, Twist, lost_once
+from tests.coordinator.nodes import NAMES, Nodes, Sent, Twist, edited, lost_once
 from tests.coordinator.office import (
     ANALYST,
     asked_by,
@@ -220,6 +222,42 @@ def test_a_preview_says_what_each_would_say_and_charges_nothing(tmp_path: Path) 
     assert found["platform"]["refused_by"] == "epsilon"
     assert found["brand"] == {"refused_by": "unreachable", "text": "the node is not connected"}
     assert all(charged == {} for charged in nodes.charged().values())
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {"epsilon": "1.0", "remaining": 2.0},
+        {"epsilon": True, "remaining": 2.0},
+        {"epsilon": 1.0, "remaining": None},
+        [1, 2],
+    ],
+)
+def test_a_node_that_answers_a_preview_with_something_else_counts_as_unreachable(
+    said: object, tmp_path: Path
+) -> None:
+    def edit(reply: Message) -> None:
+        reply.content.config_records["config"]["preview"] = json.dumps(said)
+
+    nodes = Nodes(twist=edited("query.preview", "brand", edit))
+    with office(tmp_path, nodes) as one:
+        found = one.docket.preview(asked_by(COORDINATOR, nodes.terms))
+    assert found["brand"]["refused_by"] == "unreachable"
+    assert found["retailer"]["refused_by"] == ""
+
+
+def test_a_preview_holds_nothing_but_what_it_should(tmp_path: Path) -> None:
+    def edit(reply: Message) -> None:
+        config = reply.content.config_records["config"]
+        said = json.loads(str(config["preview"]))
+        config["preview"] = json.dumps({**said, "text": "x" * 10_000, "rows": 1234})
+
+    nodes = Nodes(twist=edited("query.preview", "brand", edit))
+    with office(tmp_path, nodes) as one:
+        found = one.docket.preview(asked_by(COORDINATOR, nodes.terms))["brand"]
+    assert set(found) == {"refused_by", "text", "needs_approval", "epsilon", "remaining"}
+    assert len(str(found["text"])) == 500
 
 
 def leaving_after(nodes: Nodes, name: str, number: int) -> Twist:
