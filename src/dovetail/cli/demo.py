@@ -127,13 +127,17 @@ def _watching(console: Console) -> Iterator[Watch]:
         if event.kind == "round":
             count(event.round, event.rounds, "rounds of the job")
         elif event.kind != "submitted":
-            who = event.partner or "the model is"
-            bar.print("  " + " ".join(filter(None, (who, event.kind, event.text))), markup=False)
+            bar.print("  " + _happened(event), markup=False)
 
     with bar:
         yield Watch(
             step=begin, note=lambda text: bar.print("  " + text, markup=False), study=study, job=job
         )
+
+
+def _happened(event: JobEvent) -> str:
+    whose = "the model is" if event.kind == "released" else "the job"
+    return " ".join(filter(None, (event.partner or whose, event.kind, event.text)))
 
 
 def _show(found: DemoResult) -> None:
