@@ -111,8 +111,7 @@ def _watching(console: Console) -> Iterator[Watch]:
     def begin(sentence: str) -> None:
         nonlocal step
         step += 1
-        for task in list(bar.task_ids):
-            bar.remove_task(task)
+        _clear(bar)
         bar.print(f"[bold]{step}[/bold] {sentence}")
 
     def count(done: int, total: int, text: str) -> None:
@@ -133,6 +132,11 @@ def _watching(console: Console) -> Iterator[Watch]:
         yield Watch(
             step=begin, note=lambda text: bar.print("  " + text, markup=False), study=study, job=job
         )
+
+
+def _clear(bar: Progress) -> None:
+    for task in list(bar.task_ids):
+        bar.remove_task(task)
 
 
 def _happened(event: JobEvent) -> str:
