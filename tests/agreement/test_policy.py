@@ -67,7 +67,17 @@ def test_each_vector_is_refused_by_its_rule(
 
 
 def test_the_vectors_hit_every_rule_that_a_request_alone_can_break() -> None:
-    elsewhere = {"paused", "clock", "kind", "approval", "refusal", "request", "permit", "limits"}
+    elsewhere = {
+        "paused",
+        "clock",
+        "kind",
+        "approval",
+        "refusal",
+        "request",
+        "permit",
+        "limits",
+        "sample",
+    }
     assert {vector["rule"] for vector in VECTORS["refused"]} == set(RULES) - elsewhere
 
 
@@ -185,3 +195,26 @@ def _ledger(vector: dict[str, Any], request: Request, terms: Terms, now: datetim
         ledger.apply(ledger.decide_begin("spent", 1, steps, now))
         ledger.apply(ledger.decide_cancel("spent", now))
     return ledger
+
+
+@pytest.mark.parametrize("cohort", [600_000, 1_200_000, 2_400_000])
+@pytest.mark.parametrize(("sampling_prob", "allowed"), [(0.04, True), (0.05, False)])
+def test_how_many_a_step_samples_is_judged_by_the_declared_number_alone(
+    cohort: int, sampling_prob: float, allowed: bool, asked: Request, terms: Terms
+) -> None:
+    """The asker chooses the probability: held against the private number, it would find it."""
+    million = replace(terms.partner("retailer"), customers=1_200_000)
+    terms = replace(
+        terms,
+        partners=(million, *terms.partners[1:]),
+        budget=replace(terms.budget, epsilon=100.0, delta=1e-7),
+        max_epsilon_per_job=100.0,
+    )
+    request = replace(asked, task=replace(asked.task, sampling_prob=sampling_prob))
+    arguments = (request, terms, "retailer", cohort, Ledger(terms.budget), NOTHING_MORE, NOW)
+    if allowed:
+        judge(*arguments)
+        return
+    with pytest.raises(PolicyError) as caught:
+        judge(*arguments)
+    assert caught.value.rule == "sample"

@@ -211,3 +211,24 @@ def test_it_learns(world: Any) -> None:
     result = train_round(first, table, schema, task, 2000, SecureSampler(KEY), {})
     weights = result.arrays["output.weight"][0]
     assert weights[0] > 3 * np.abs(weights[1:]).max()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_model_that_grows_too_large_within_a_round_is_trained_on_no_further(
+    momentum: float, world: Any
+) -> None:
+    schema = world.schema(2, (3,), 2)
+    table = world.table(schema, 60)
+    spec = ModelSpec("logistic")
+    task = replace(
+        TASK,
+        model=spec,
+        features=tuple(c.name for c in schema.columns),
+        learning_rate=1e12,
+        local_steps=2,
+        momentum=momentum,
+    )
+    with pytest.raises(RemoteProtocolError, match="too large"):
+        train_round(world.arrays(spec, schema), table, schema, task, 60, SecureSampler(KEY), {})
+    once = replace(task, local_steps=1)
+    train_round(world.arrays(spec, schema), table, schema, once, 60, SecureSampler(KEY), {})

@@ -57,6 +57,10 @@ permit names, that comes after the permit expired, or that takes more time or me
 LARGEST_SAMPLE = 100_000
 """Most customers that a step may be expected to sample: sums of more can round, in float32, by so
 much that one customer moves them by more than the clip norm (see ``privacy.mechanism``)."""
+MOST_UNDECLARED = 2
+"""A node with more than this many times its declared customers does not open. So a request can be
+judged by the declared number alone: a rule that held the private number against anything that the
+asker chooses would let it be found by bisection."""
 
 
 @dataclass(frozen=True)
@@ -239,9 +243,9 @@ def _steps(case: _Case) -> str:
 
 
 def _sample(case: _Case) -> str:
-    customers = max(case.cohort, case.terms.partner(case.partner).customers)
-    small = case.request.task.sampling_prob * customers <= LARGEST_SAMPLE
-    return "" if small else f"a step may sample {LARGEST_SAMPLE:,} customers; lower sampling_prob"
+    declared, most = case.terms.partner(case.partner).customers, LARGEST_SAMPLE // MOST_UNDECLARED
+    small = case.request.task.sampling_prob * declared <= most
+    return "" if small else f"a step may sample {most:,} declared customers; lower sampling_prob"
 
 
 def _cohort(case: _Case) -> str:

@@ -141,6 +141,8 @@ class Gate:
         assert known is not None  # noqa: S101 - checked in the line above
         if now > permit_end(self._terms, datetime.fromisoformat(known.reserved_at)):
             raise PolicyError("permit", f"the permit of job {request.job!r} has expired")
+        if self._decisions(request) == "refused":
+            raise PolicyError("refusal", "a person at this partner refused this job")
         require_allowed(request, self._terms, self._partner, self._cohort, self._policy, now)
         self._ledger.begin(request.job, number, request.task.local_steps)
 

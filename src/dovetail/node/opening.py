@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
+from dovetail.agreement.policy import MOST_UNDECLARED
 from dovetail.agreement.signing import chain_from_record, chain_record
 from dovetail.agreement.terms import Terms
 from dovetail.agreement.trusted import TrustedTerms
@@ -110,7 +111,8 @@ def require_ledger(settings: NodeSettings) -> None:
     Raises:
         SettingError: this node has run before, and its ledger is missing.
     """
-    if settings.arrays.exists() and not settings.ledger.exists():
+    kept = settings.ledger.exists() and settings.ledger.stat().st_size > 0
+    if settings.arrays.exists() and not kept:
         raise SettingError(
             f"{settings.ledger.name}: the ledger is missing, though this node has run before; put "
             f"its newest copy back (to begin anew on purpose, delete {settings.arrays.name!r} too)"
@@ -156,6 +158,7 @@ class OpenNode:
             require_ledger(settings)
             self.ledger = stack.enter_context(LedgerStore(settings.ledger, terms.budget, clock))
             customers = prepared_customers(settings, terms.schema, anew=anew)
+            _require_declared(len(customers), declared)
             contributor = self._contributor(stack, customers, declared, child=child)
             self.node = Node(
                 terms,
@@ -202,6 +205,15 @@ class OpenNode:
         if known is None or known.request_digest != record.get("request_digest"):
             raise PolicyError("request", "this partner took part in no such job")
         save_received(self._settings.models / card.request.job, record, arrays)
+
+
+def _require_declared(customers: int, declared: int) -> None:
+    """The policy's rules rely on it; a threshold that no request can move."""
+    if customers > MOST_UNDECLARED * declared:
+        raise SettingError(
+            f"the table holds more than {MOST_UNDECLARED} times the {declared} customers that the "
+            "agreement declares: agree on the right number"
+        )
 
 
 def _warm(worker: Worker) -> None:

@@ -59,6 +59,7 @@ class Desk:
         """
         self._folder = folder
         try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for name in ("waiting", "decided"):
                 (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:

@@ -21,8 +21,15 @@ from dovetail.schema import MISSING_CODE, Schema
 from dovetail.training.batch import Customers
 from dovetail.training.clipped_sum import physical_batches
 from dovetail.training.clipping import Rows
-from dovetail.training.lazy_noise import LazyTables, lazy_pays
-from dovetail.training.model import Arrays, arrays_of, blueprint, load_arrays, require_steady
+from dovetail.training.lazy_noise import LazyTables, lazy_growth, lazy_pays
+from dovetail.training.model import (
+    Arrays,
+    arrays_of,
+    blueprint,
+    largest_in_tables,
+    load_arrays,
+    require_steady,
+)
 from dovetail.training.noised_optimizer import (
     NoisedSumOptimizer,
     OptimizerState,
@@ -66,11 +73,14 @@ def train_round(
     """
     vector = ParameterVector(blueprint(task.model, schema))
     load_arrays(vector.model, model_arrays)
-    require_steady(vector.model)
     steps = noised_steps(vector, schema, task, declared_customers, sampler)
     restore(steps.optimizer, steps.values, task, optimizer_state)
     clipper = TabularClipper(vector)
+    embeddings = None
+    if steps.tables is not None:  # what they hold before the end depends on which rows were read
+        embeddings = largest_in_tables(vector.model) + lazy_growth(task, declared_customers)
     for _ in range(task.local_steps):
+        require_steady(vector.model, embeddings)
         chosen = sampler.poisson_sample(len(customers), task.sampling_prob)
         for rows in physical_batches(customers, chosen, schema.max_rows_per_customer):
             steps.before_reading(rows)

@@ -20,15 +20,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dovetail.agreement.policy import LARGEST_SAMPLE, MOST_UNDECLARED
 from dovetail.agreement.request import TrainingTask
 from dovetail.privacy.mechanism import add_delayed_noise, to_grid
-from dovetail.privacy.sampler import SecureSampler
+from dovetail.privacy.sampler import TAIL, SecureSampler
 from dovetail.schema import MISSING_CODE, Schema
 from dovetail.training.model import adjacent_rows
 
 _SETTLING = 3
 """Settling all rows one by one costs three to four times what noising them densely does: the
 flush and the dense step in ``benchmarks/dp_sgd.py``."""
+
+
+LARGEST_GROWTH = 2.0**14
+"""How far a round may possibly move embeddings that are not looked at within it."""
 
 
 class LazyTables:
@@ -106,8 +111,18 @@ class LazyTables:
         self._settled.index_fill_(0, rows, self._steps)
 
 
+def lazy_growth(task: TrainingTask, declared_customers: int) -> float:
+    """How far an embedding can move within a round, at most; public numbers only."""
+    sample = min(LARGEST_SAMPLE, MOST_UNDECLARED * declared_customers)
+    sums = task.l2_clip_norm * (sample + TAIL * task.noise_multiplier)
+    steps = task.local_steps * task.learning_rate
+    return steps * sums / (task.sampling_prob * declared_customers)
+
+
 def lazy_pays(task: TrainingTask, schema: Schema, declared_customers: int) -> bool:
     """Whether lazy noise is exact for this task and expected to be faster; public numbers only."""
+    if lazy_growth(task, declared_customers) > LARGEST_GROWTH:
+        return False  # dense steps, before each of which the tables can be looked at
     plain = task.local_optimizer == "sgd" and not (task.momentum or task.proximal_mu)
     if not plain or task.model.family != "embedding_mlp" or not task.noise_multiplier:
         return False

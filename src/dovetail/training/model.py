@@ -169,7 +169,7 @@ def load_arrays(model: nn.Module, arrays: Arrays) -> None:
             parameter.copy_(torch.tensor(array))
 
 
-def require_steady(model: TabularModel) -> None:
+def require_steady(model: TabularModel, largest_embedding: float | None = None) -> None:
     """Refuse parameters that magnify what float32 rounds into gradients of another size.
 
     How a row's products are rounded depends on the rows beside it in a batch, hence on whether
@@ -177,12 +177,17 @@ def require_steady(model: TabularModel) -> None:
     others change: with weights of 1e12 one customer more or less moved a sum by 70 clip norms.
     The bound looks at parameters alone and so says nothing of any row.
 
+    Args:
+        model: with parameters that may be looked at.
+        largest_embedding: a bound on its embeddings where they may not be looked at.
+
     Raises:
         RemoteProtocolError: rounding errors could reach the logits more than
             :data:`LARGEST_AMPLIFICATION` times as large.
     """
-    tables = [float(table.detach().abs().max()) for table in model.embeddings.parameters()]
-    error, inputs = 0.0, max([1.0, *tables])
+    if largest_embedding is None:
+        largest_embedding = largest_in_tables(model)
+    error, inputs = 0.0, max(1.0, largest_embedding)
     for layer in cast("list[nn.Linear]", [*model.hidden, model.output]):
         weights = float(layer.weight.detach().double().abs().sum(1).max())
         error = weights * (error + inputs) + float(layer.bias.detach().abs().max())
@@ -192,6 +197,12 @@ def require_steady(model: TabularModel) -> None:
             "the model received is too large to be computed with; it may have diverged: lower the "
             "learning rate"
         )
+
+
+def largest_in_tables(model: TabularModel) -> float:
+    """The largest magnitude in the embeddings; 0 where there are none."""
+    tables = [float(table.detach().abs().max()) for table in model.embeddings.parameters()]
+    return max(tables, default=0.0)
 
 
 def arrays_of(model: nn.Module) -> dict[str, npt.NDArray[np.float32]]:
