@@ -81,7 +81,6 @@ Sign = Callable[[House], SignedRequest]
         ("terms", lambda h: h.asked(by=SECOND, under=amended(h.terms, minimum_cohort=60))),
         ("terms", lambda h: replace(h.asked(by=SECOND), terms_digest="f" * 64)),
     ],
-    ids=str,
 )
 def test_a_job_in_anothers_name_or_under_other_terms(
     rule: str, sign: Sign, desk: Office, caplog: pytest.LogCaptureFixture
