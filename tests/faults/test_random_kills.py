@@ -19,6 +19,8 @@ from tests.faults.host import Host
 from tests.faults.trial import PARTNERS, Trial, request
 from tests.samples import terms
 
+pytestmark = pytest.mark.long  # not yet run on a quiet machine: by name only
+
 SECONDS = 60.0
 LEAST = 20
 """By default: as many kills as fit into so many seconds, and at least so many."""
