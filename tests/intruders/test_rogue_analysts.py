@@ -22,6 +22,7 @@ from dovetail.errors import (
     SettingError,
     TransportError,
 )
+from dovetail.privacy import pld
 from dovetail.wire.control import METHODS
 from dovetail.wire.peers import DOCUMENT_BYTES
 from dovetail.wire.tls import channel_credentials, client_options
@@ -311,6 +312,17 @@ def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
 def previews(desk: Office, signed: SignedRequest) -> dict[str, Any]:
     found: dict[str, Any] = desk.call("Preview", signed=request_record(signed))["partners"]
     return found
+
+
+def test_a_preview_that_would_take_minutes_to_answer_exactly(
+    refusing: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pld, "composed", lambda *_: pytest.fail("this would take minutes"))
+    task = {"rounds": 7_839_188, "sampling_prob": 0.441, "noise_multiplier": 16_205.85}
+    signed = refusing.house.asked(with_task("endless", **task))
+    found = refusing.call("Preview", signed=request_record(signed))
+    assert {said["refused_by"] for said in found["partners"].values()} == {"rounds"}
+    assert 0 < found["joint_epsilon"] < 1
 
 
 def test_a_request_under_terms_that_were_amended_away(

@@ -27,6 +27,7 @@ from dovetail.flower.records import array_record
 from dovetail.node.gate import Decision, Gate
 from dovetail.node.opening import arrays_folder
 from dovetail.node.settings import load_settings
+from dovetail.privacy import pld
 from dovetail.simulation.identities import asked
 from dovetail.store.ledger import LedgerStore
 from tests.intruders.house import (
@@ -346,6 +347,22 @@ def test_bytes_that_are_no_message(rogue: RogueCoordinator) -> None:
 def test_previews_by_the_thousand_cost_nothing(times: int, rogue: RogueCoordinator) -> None:
     found = {rogue.preview(rogue.house.asked())["remaining"] for _ in range(times)}
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("forged", [True, False])
+def test_a_preview_that_would_take_minutes_to_answer_exactly(
+    forged: bool, rogue: RogueCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody may keep a node busy with what it will not do anyway."""
+    monkeypatch.setattr(pld, "composed", lambda *_: pytest.fail("this would take minutes"))
+    endless: dict[str, Any] = {"rounds": 7_839_188, "sampling_prob": 0.441}
+    task = {"noise_multiplier": 16_205.85} | ({"rounds": 200} if forged else endless)
+    signed = rogue.house.asked(with_task("job-2", **task))
+    if forged:
+        signed = replace(signed, signature="0" * 128)
+    found = rogue.preview(signed)
+    assert found["refused_by"] == ("party" if forged else "rounds")
+    assert found["epsilon"] > 0
 
 
 def test_the_detector_of_leaks_finds_what_it_is_to_find(stage: RogueCoordinator) -> None:

@@ -303,3 +303,5 @@ _COST_RULES: dict[str, Callable[[_Case, Ledger, datetime], str]] = {
     "jobs": _jobs,
     "budget": _budget,
 }
+COST_RULES = tuple(_COST_RULES)
+"""The rules on what a request costs, which are judged after all others."""

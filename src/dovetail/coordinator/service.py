@@ -124,7 +124,9 @@ class Service:
         terms, task = self._trusted.newest, signed.request.task
         assert terms is not None  # noqa: S101 - the docket judged by them
         delta, counts = terms.budget.delta, len(terms.partners) if terms.customers_overlap else 1
-        joint = accountant.epsilon({task.event: task.steps * counts}, delta)
+        within = task.steps <= terms.max_steps  # beyond, an exact answer could take minutes
+        joint_of = accountant.epsilon if within else accountant.epsilon_rdp
+        joint = joint_of({task.event: task.steps * counts}, delta)
         return {
             "partners": {name: dict(found) for name, found in partners.items()},
             "delta": delta,

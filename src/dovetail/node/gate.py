@@ -10,11 +10,18 @@ from typing import Literal
 
 from dovetail.agreement.ledger import JobSpending
 from dovetail.agreement.permit import Permit, permit_end, permit_of
-from dovetail.agreement.policy import NodePolicy, judge, needs_approval, require_allowed
+from dovetail.agreement.policy import (
+    COST_RULES,
+    NodePolicy,
+    judge,
+    needs_approval,
+    require_allowed,
+)
 from dovetail.agreement.request import Request, digest
 from dovetail.agreement.signing import SignedRequest, require_asked
 from dovetail.agreement.terms import Terms
 from dovetail.errors import PolicyError, PrivacyError
+from dovetail.privacy import accountant
 from dovetail.store.ledger import LedgerStore
 
 Clock = Callable[[], datetime]
@@ -31,7 +38,8 @@ class Preview:
         refused_by: the rule that would refuse it; empty where none would.
         text: why, where it would.
         needs_approval: whether a person would have to say yes.
-        epsilon: of the job alone, at the budget's δ.
+        epsilon: of the job alone, at the budget's δ; an upper bound where a rule refuses it that
+            is not about cost.
         remaining: of the period's budget, before the job.
     """
 
@@ -94,8 +102,11 @@ class Gate:
         except PolicyError as error:
             refused_by, text = error.rule, str(error).removeprefix(f"{error.rule}: ")
         ledger, task = self._ledger.refresh(), signed.request.task
+        # Beyond the terms' limits, or asked by nobody, an exact answer could take minutes.
+        within = refused_by in ("", *COST_RULES)
+        epsilon_of = accountant.epsilon if within else accountant.epsilon_rdp
         try:
-            epsilon = ledger.epsilon_of({task.event: task.steps}, self._terms.budget.delta)
+            epsilon = epsilon_of({task.event: task.steps}, self._terms.budget.delta)
         except PrivacyError as error:
             raise PolicyError("epsilon", str(error)) from None
         return Preview(
