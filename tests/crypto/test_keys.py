@@ -48,6 +48,13 @@ def test_a_signature_with_any_bit_flipped_is_refused() -> None:
             verify(KEY.public, changed.hex(), "permit", VALUE)
 
 
+def test_one_signature_is_one_text() -> None:
+    signature = KEY.sign("permit", VALUE)
+    for other in (signature.upper(), f"{signature[:64]} {signature[64:]}", f"{signature}\n"):
+        with pytest.raises(RemoteProtocolError, match="does not fit"):
+            verify(KEY.public, other, "permit", VALUE)
+
+
 @pytest.mark.parametrize("passphrase", [None, b"correct horse"])
 def test_a_key_comes_back_from_its_file(tmp_path: Path, passphrase: bytes | None) -> None:
     path = tmp_path / "signing.pem"

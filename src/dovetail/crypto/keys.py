@@ -73,8 +73,8 @@ def verify(public: str, signature: str, purpose: str, value: Any) -> None:
     """Do nothing if the owner of ``public`` signed ``value`` for ``purpose``.
 
     Args:
-        public: 64 hexadecimal digits.
-        signature: 128 hexadecimal digits.
+        public: 64 hexadecimal digits, in lower case.
+        signature: 128 of them: one signature is one text.
         purpose: as it was signed.
         value: as it was signed.
 
@@ -84,10 +84,17 @@ def verify(public: str, signature: str, purpose: str, value: Any) -> None:
     """
     signed = _signed_bytes(purpose, value)
     try:
-        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
-        key.verify(bytes.fromhex(signature), signed)
+        Ed25519PublicKey.from_public_bytes(_unhex(public)).verify(_unhex(signature), signed)
     except (InvalidSignature, ValueError):
         raise RemoteProtocolError(f"the signature of the {purpose} does not fit it") from None
+
+
+def _unhex(digits: str) -> bytes:
+    """Bytes of lower-case digits alone; ``fromhex`` itself takes spaces and capitals too."""
+    value = bytes.fromhex(digits)
+    if value.hex() != digits:
+        raise ValueError
+    return value
 
 
 def save_private_key(path: Path, key: Private, passphrase: bytes | None) -> None:
