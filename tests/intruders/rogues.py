@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from flwr.app import Message
 
 from dovetail.agreement import request as requests
@@ -202,6 +203,35 @@ def good_arrays(known: Terms, request: Request = REQUEST) -> Arrays:
     return initial_arrays(request.task, known.schema.select(request.task.features))
 
 
+def session_of(house: House, name: str) -> Session:
+    """What a partner's node does with messages, without anything that carries them."""
+    settings, keyring = load_settings(house.home(name) / "node.toml"), house.keys[name]
+    return Session(
+        load_trusted(settings, keyring),
+        partial(save_trusted, settings),
+        lambda known: OpenNode(settings, known, keyring, child=False),
+        Desk(settings.desk),
+        now,
+    )
+
+
+def swapped(arrays: Arrays, **others: Any) -> Arrays:
+    """The model with some arrays replaced, or more of them; dots are written as underscores."""
+    return {**arrays} | {name.replace("_", "."): array for name, array in others.items()}
+
+
+WEIGHT, BIAS = (1, 7), (1,)
+"""Shapes of the sample model's arrays."""
+
+
+def told(caplog: pytest.LogCaptureFixture, refusal: str) -> bool:
+    """Whether the node noted a refusal in its own log."""
+    return any(
+        record.name == "dovetail.node.session" and refusal in record.getMessage()
+        for record in caplog.records
+    )
+
+
 Twist = Callable[[str, Message], Message | bytes]
 """Makes another answer of the honest one; told the kind of message that it answers."""
 
@@ -216,17 +246,7 @@ class RoguePartner:
     def __init__(self, house: House, name: str) -> None:
         self.twist: Twist = lambda _, reply: reply
         settings, keyring = load_settings(house.home(name) / "node.toml"), house.keys[name]
-
-        def open_node(known: Terms) -> OpenNode:
-            return OpenNode(settings, known, keyring, child=False)
-
-        self.session = Session(
-            load_trusted(settings, keyring),
-            partial(save_trusted, settings),
-            open_node,
-            Desk(settings.desk),
-            now,
-        )
+        self.session = session_of(house, name)
         self._attendance = Attendance(
             access_of(settings, keyring),
             self._handle,

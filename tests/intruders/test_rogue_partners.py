@@ -26,6 +26,8 @@ from dovetail.store.model import load_model
 from dovetail.wire.peers import Limits
 from tests.intruders.house import COORDINATOR, House, with_task
 from tests.intruders.offices import Office, office
+from tests.intruders.rogues import BIAS as B
+from tests.intruders.rogues import WEIGHT as W
 from tests.intruders.rogues import RoguePartner, Twist, eventually
 from tests.samples import TASK
 
@@ -243,7 +245,6 @@ def only(kind: str, change: Callable[[Message], Message | bytes]) -> Twist:
     return lambda answered, reply: change(reply) if answered == kind else reply
 
 
-W, B = (1, 7), (1,)
 ONES = np.ones(W, np.float32)
 ANSWERS: list[tuple[Callable[[Message], Message | bytes], str]] = [
     (with_arrays(output_weight=np.full(W, np.nan, np.float32)), "is not finite"),
