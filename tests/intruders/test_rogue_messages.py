@@ -8,13 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from dovetail.agreement.request import Request
 from dovetail.agreement.signing import request_record
 from dovetail.data.arrays import CustomerArrays
 from dovetail.errors import DovetailError
 from dovetail.flower import actions, codec
+from dovetail.flower._compat import new_message
 from dovetail.flower.records import array_record
 from dovetail.node.opening import arrays_folder
 from dovetail.node.settings import load_settings
@@ -97,6 +98,14 @@ def test_messages_of_no_known_kind(rogue: RogueCoordinator) -> None:
         message = Message(RecordDict({"config": ConfigRecord({})}), rogue.node, kind)
         with pytest.raises(DovetailError):
             rogue.ask(message)
+
+
+def test_an_error_where_something_is_to_be_asked(rogue: RogueCoordinator) -> None:
+    message = Message(RecordDict({}), rogue.node, actions.PROPOSE)
+    raw = codec.encode(new_message(message.metadata, Error(7, "no")))
+    answer = rogue.raw(raw)
+    assert isinstance(answer, bytes | bytearray)
+    assert codec.decode(answer).error.reason == "an error was sent where something was to be asked"
 
 
 def test_bytes_that_are_no_message(rogue: RogueCoordinator) -> None:

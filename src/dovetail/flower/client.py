@@ -69,7 +69,7 @@ def answer(app: ClientApp, context_of: Callable[[Message], Context], data: Recei
         RemoteProtocolError: ``data`` is not a message, so that there is nobody to reply to.
     """
     message = codec.decode(data)
-    act = _guarded(lambda request, _: app(request, context_of(request)))
+    act = _guarded(lambda request, _: app(_with_content(request), context_of(request)))
     try:
         return codec.encode(act(message, _NOWHERE))
     except LocalProtocolError as error:
@@ -114,6 +114,12 @@ def get_state(context: Context, name: str) -> dict[str, npt.NDArray[Any]] | None
     """The arrays that :func:`put_state` kept, not writable; ``None`` where there are none."""
     record = context.state.get(name)
     return named_arrays(record) if isinstance(record, ArrayRecord) else None
+
+
+def _with_content(request: Message) -> Message:
+    if request.has_error():
+        raise RemoteProtocolError("an error was sent where something was to be asked")
+    return request
 
 
 _NOWHERE = new_context(0, {}, {})
