@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -18,6 +19,7 @@ from dovetail.wire.channel import Answer
 from tests.coordinator.nodes import NAMES, Nodes, Sent, Twist, edited, lost_once
 from tests.coordinator.office import (
     ANALYST,
+    PATIENCE,
     asked_by,
     office,
     trusting,
@@ -317,3 +319,43 @@ def test_a_refused_job_frees_who_had_permitted_even_if_it_was_away(tmp_path: Pat
         one.docket.settle()
         assert one.store.unsettled() == {}
     assert nodes.charged()["retailer"] == {}
+
+
+def test_of_two_jobs_one_is_the_first_at_every_partner(tmp_path: Path) -> None:
+    reached, overtaken = threading.Event(), threading.Event()
+
+    def hold_the_first(sent: Sent, answer: Answer) -> Answer:
+        if sent.kind == "query.propose" and not reached.is_set():
+            reached.set()
+            overtaken.wait(0.5)  # long enough for the other, if it need not wait
+        return answer
+
+    with office(tmp_path, Nodes(twist=hold_the_first)) as one:
+        one.submit()
+        assert reached.wait(PATIENCE)
+        one.submit(request=Request("job-2", TASK))
+        one.heard.until("released", "job-1")
+        one.heard.until("released", "job-2")
+        permitted = [event.job for event in one.heard.events if event.kind == "permitted"]
+    assert permitted == ["job-1"] * 3 + ["job-2"] * 3
+
+
+def test_a_partner_that_takes_too_long_does_not_hold_up_other_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dockets, "_LONGEST_TURN", 0.05)
+    reached, enough = threading.Event(), threading.Event()
+
+    def hold_the_first(sent: Sent, answer: Answer) -> Answer:
+        if sent.kind == "query.propose" and not reached.is_set():
+            reached.set()
+            assert enough.wait(PATIENCE)
+        return answer
+
+    with office(tmp_path, Nodes(twist=hold_the_first)) as one:
+        one.submit()
+        assert reached.wait(PATIENCE)
+        one.submit(request=Request("job-2", TASK))
+        one.heard.until("released", "job-2")
+        enough.set()
+        one.heard.until("released", "job-1")

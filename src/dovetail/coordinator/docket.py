@@ -6,8 +6,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -47,6 +47,8 @@ OPEN_STATES = tuple(str(state) for state, after in TRANSITIONS.items() if after)
 _SETTLE_SECONDS = 60.0
 _TELL_AGAIN_SECONDS = 30.0
 _RETRY_SECONDS = 10.0
+_LONGEST_TURN = 10.0
+"""Seconds that a job waits for another one to have asked the partners for its permits."""
 
 _logger = logging.getLogger(__name__)
 
@@ -93,7 +95,7 @@ class Docket:
         self._store, self._folder, self._name = store, folder, name
         self._trusted, self._channel, self._wait = trusted, channel, wait
         self._clock, self._tell = clock, tell
-        self._lock = threading.Lock()
+        self._lock, self._asking = threading.Lock(), threading.Lock()
         self._running: dict[str, _Running] = {}
         self._suspended = threading.Event()
         self._told_again_at: dict[tuple[str, str], float] = {}
@@ -314,9 +316,24 @@ class Docket:
             card_of=journal.card_record,
             cancelled=cancelled,
             suspended=self._suspended,
+            turn=self._turn,
             standing=standing,
             checkpoint=checkpoint_of(record, self._folder),
         )
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One job at a time asks all partners for permits, unless one takes too long.
+
+        Of two that want the last of a budget, one is then the first at every partner, and gets it;
+        else each could be the first somewhere, and neither would.
+        """
+        taken = self._asking.acquire(timeout=_LONGEST_TURN)
+        try:
+            yield
+        finally:
+            if taken:
+                self._asking.release()
 
     def _noticing(self) -> Callable[[float], None]:
         """Waits for one job, which misses no change between two of its waits."""

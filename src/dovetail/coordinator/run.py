@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import InitVar, dataclass, field
 from typing import Protocol
 
@@ -134,6 +135,7 @@ class Run:
             to nobody.
         cancelled: set to end the job.
         suspended: set to leave the job as it is.
+        turn: entered while the partners are asked for their permits.
         standing: where an interrupted job stands; at its beginning where ``None``.
         checkpoint: of its last finished round, where it has one.
         job: where the job stands.
@@ -152,6 +154,7 @@ class Run:
     card_of: Callable[[Release], Record] | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     suspended: threading.Event = field(default_factory=threading.Event)
+    turn: Callable[[], AbstractContextManager[object]] = nullcontext
     standing: InitVar[Job | None] = None
     checkpoint: Checkpoint | None = None
     job: Job = field(init=False)
@@ -205,7 +208,8 @@ class Run:
         waiting, began = set(self.partners), time.monotonic()
         until = began + self.deadline
         while waiting:
-            refusals = self._ask_permits(waiting)
+            with self.turn():
+                refusals = self._ask_permits(waiting)
             if refusals:
                 self._refuse(refusals)
             if self._awaited:
