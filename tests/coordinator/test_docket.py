@@ -13,7 +13,7 @@ from flwr.app import Message
 
 from dovetail.agreement.request import Request
 from dovetail.coordinator import docket as dockets
-from dovetail.errors import AgreementError, PolicyError, SettingError
+from dovetail.errors import AgreementError, PolicyError, SettingError, TransportError
 from dovetail.simulation.identities import COORDINATOR
 from dovetail.wire.channel import Answer
 from tests.coordinator.nodes import NAMES, Nodes, Sent, Twist, edited, lost_once
@@ -359,3 +359,26 @@ def test_a_partner_that_takes_too_long_does_not_hold_up_other_jobs(
         one.heard.until("released", "job-2")
         enough.set()
         one.heard.until("released", "job-1")
+
+
+def test_a_reservation_whose_permit_was_lost_is_given_back_at_the_end(tmp_path: Path) -> None:
+    decisions = {"brand": "approved", "platform": "approved", "retailer": "refused"}
+    nodes = Nodes(MANUAL, decisions=decisions)  # type: ignore[arg-type]
+
+    def gone_with_its_permit(sent: Sent, answer: Answer) -> Answer:
+        if (sent.kind, sent.partner) != ("query.propose", "brand"):
+            return answer
+        nodes.absent.add("brand")
+        return TransportError("the node is gone")
+
+    nodes.twist = gone_with_its_permit
+    with office(tmp_path, nodes) as one:
+        one.submit()
+        one.heard.until("refused", times=2)
+        one.done()
+        assert nodes.ledgers["brand"].refresh().open_jobs() == ("job-1",)
+        assert one.store.unsettled() == {"job-1": ("brand",)}
+        nodes.arrive("brand")
+        one.docket.settle()
+        assert one.store.unsettled() == {}
+    assert nodes.ledgers["brand"].refresh().spending() == {}

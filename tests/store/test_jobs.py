@@ -115,6 +115,7 @@ def test_an_unknown_job_is_named(act: Callable[[JobStore], object], store: JobSt
     [
         lambda store: store.append_event("nothing", "round"),
         lambda store: store.put_permit("nothing", "brand", {}, ""),
+        lambda store: store.ask_permits("nothing", ["brand"]),
         lambda store: store.put_release("nothing", {}, ""),
     ],
 )
@@ -278,6 +279,19 @@ def test_partners_of_an_ended_job_are_told_once(store: JobStore) -> None:
     assert store.permits("spring")["brand"].settled
     store.settle_permit("spring", "retailer")
     assert store.unsettled() == {}
+
+
+def test_who_was_asked_for_a_permit_is_told_the_end_though_no_permit_came(store: JobStore) -> None:
+    store.add(SPRING)
+    store.ask_permits("spring", ["retailer", "brand"])
+    assert store.permits("spring") == {}
+    store.put_permit("spring", "brand", {"expires": "2024-06-01"}, "1")
+    store.ask_permits("spring", ["retailer", "brand"])
+    assert store.permits("spring")["brand"].signature == "1", "asked again, it stays"
+    store.change("spring", "proposed", state="refused", reason="budget: spent")
+    assert store.unsettled() == {"spring": ("brand", "retailer")}
+    store.settle_permit("spring", "retailer")
+    assert store.unsettled() == {"spring": ("brand",)}
 
 
 def test_states_that_end_are_those_of_a_job() -> None:

@@ -287,6 +287,8 @@ class Docket:
             done, rounds = record.rounds_done, record.rounds
             self._note(JobEvent(job, "failed", done, rounds, text=str(error)))
             raise
+        if record.state == State.PROPOSED:
+            self._store.ask_permits(job, list(run.partners.values()))
         run.run()
 
     def _ended(self, job: str) -> bool:

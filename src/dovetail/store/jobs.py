@@ -36,6 +36,8 @@ from dovetail.store.tables import AGREEMENTS, JOBS, PERMITS, RELEASES
 RUNNING = "running"
 ENDED = ("released", "refused", "failed", "cancelled")
 """States that a job does not leave."""
+_NO_PERMIT = "null"
+"""Stands in the place of a permit that was asked for."""
 _JOB_COLUMNS = [column for column in JOBS.c if column is not JOBS.c.number]
 _JOBS = sa.select(*_JOB_COLUMNS)
 _ROUND_OPEN = JOBS.c.rounds_done + JOBS.c.lost_rounds < JOBS.c.round_asked
@@ -276,21 +278,42 @@ class JobStore(EventLog):
         with self._database.write() as connection:
             connection.execute(statement)
 
+    def ask_permits(self, job: str, partners: Collection[str]) -> None:
+        """Note that partners are asked for their permits, before they are.
+
+        A permit may be lost on its way, and its partner still has to be told how the job ended.
+
+        Raises:
+            LocalProtocolError: there is no such job.
+        """
+        asked = {
+            "job": job,
+            "record": _NO_PERMIT,
+            "signature": "",
+            "time": self._now(),
+            "settled": False,
+        }
+        rows = [{**asked, "partner": partner} for partner in partners]
+        statement = self._database.insert(PERMITS).on_conflict_do_nothing()
+        with self._database.write() as connection:
+            connection.execute(statement, rows)
+
     def permits(self, job: str) -> dict[str, PermitRecord]:
         """The permits for a job, by partner."""
-        query = sa.select(PERMITS).where(PERMITS.c.job == job).order_by(PERMITS.c.partner)
+        query = sa.select(PERMITS).where(PERMITS.c.job == job, PERMITS.c.record != _NO_PERMIT)
+        query = query.order_by(PERMITS.c.partner)
         with self._database.read() as connection:
             rows = [with_record(row) for row in connection.execute(query)]
         return {row["partner"]: PermitRecord(**row) for row in rows}
 
     def settle_permit(self, job: str, partner: str) -> None:
-        """Note that a partner knows that a job ended; nothing where it never permitted it."""
+        """Note that a partner knows that a job ended; nothing where it was never asked."""
         this_one = sa.and_(PERMITS.c.job == job, PERMITS.c.partner == partner)
         with self._database.write() as connection:
             connection.execute(PERMITS.update().where(this_one).values(settled=True))
 
     def unsettled(self) -> dict[str, tuple[str, ...]]:
-        """The partners that permitted a job and do not know that it ended, by ended job."""
+        """The partners that were asked for a job and do not know that it ended, by ended job."""
         query = sa.select(PERMITS.c.job, PERMITS.c.partner).join(JOBS)
         query = query.where(JOBS.c.state.in_(ENDED), sa.not_(PERMITS.c.settled))
         found: dict[str, tuple[str, ...]] = {}
