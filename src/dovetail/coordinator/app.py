@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from pathlib import Path
 
-from dovetail.agreement.files import signed_file
+from dovetail.agreement.files import SIGNATURE, signed_file
 from dovetail.agreement.signing import (
     chain_record,
     signed_terms_from_record,
@@ -30,6 +32,8 @@ from dovetail.wire.peers import Identity, Limits, LinkEvent, Peer
 from dovetail.wire.server import FederationServer
 
 TIDY_SECONDS = 1.0
+_TOO_FRESH = 2_000_000_000
+"""Nanoseconds after a change within which another one may bear the same time."""
 SHUTDOWN_SECONDS = 10.0
 
 _logger = logging.getLogger(__name__)
@@ -66,6 +70,7 @@ class Coordinator:
         self.port = 0
         self._settings, self._clock = settings, clock
         self._metrics, self._told = Metrics(), ""
+        self._looked_at: tuple[tuple[str, int], ...] = ()
         self._stopped = threading.Event()
         self._threads = [
             threading.Thread(target=self._repeat, args=(work,), name=name, daemon=True)
@@ -155,6 +160,9 @@ class Coordinator:
         if not path.exists():
             self._say(f"waits for an agreement: {path.name} is not there")
             return False
+        state, settled = _written(path.parent)
+        if state == self._looked_at:
+            return False  # what all had signed or not then: to check many signatures takes long
         try:
             signed = signed_file(path, self._trusted.newest).signed
             new = self._trusted.update(signed)
@@ -162,9 +170,12 @@ class Coordinator:
                 version = signed.terms.version
                 self._store.put_agreement(version, signed_terms_record(signed))
                 self._say(f"all parties signed version {version}")
+            self._looked_at = state if settled else ()
             return new
         except DovetailError as error:
             self._say(f"waits for an agreement: {error}")
+            if settled and not isinstance(error, TransportError):
+                self._looked_at = state
             return False
 
     def _welcome(self, _peer: Peer) -> bytes:
@@ -230,3 +241,10 @@ class Coordinator:
         if sentence != self._told:
             _logger.info(sentence)
             self._told = sentence
+
+
+def _written(folder: Path) -> tuple[tuple[tuple[str, int], ...], bool]:
+    """When the agreement's files were last written; and whether that was long enough ago to show."""
+    paths = (file for ending in (".toml", SIGNATURE) for file in folder.glob(f"*{ending}"))
+    state = tuple(sorted((path.name, path.stat().st_mtime_ns) for path in paths))
+    return state, time.time_ns() - max(moment for _, moment in state) > _TOO_FRESH
