@@ -244,7 +244,7 @@ class Coordinator:
 
 
 def _written(folder: Path) -> tuple[tuple[tuple[str, int], ...], bool]:
-    """When the agreement's files were last written; and whether that was long enough ago to show."""
+    """When the agreement's files were last written, and whether that is long enough ago."""
     paths = (file for ending in (".toml", SIGNATURE) for file in folder.glob(f"*{ending}"))
     state = tuple(sorted((path.name, path.stat().st_mtime_ns) for path in paths))
     return state, time.time_ns() - max(moment for _, moment in state) > _TOO_FRESH
