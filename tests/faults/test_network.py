@@ -16,6 +16,7 @@ from dovetail.store.records import JobRecord
 from tests.faults import books
 from tests.faults.host import Host
 from tests.faults.lines import Line
+from tests.faults.points import Doom
 from tests.faults.process import Setting
 from tests.faults.trial import CHEAP, PARTNERS, RICH, Trial, eventually, request, tables
 from tests.samples import terms
@@ -162,3 +163,21 @@ def test_a_frozen_coordinator_is_waited_for(far: tuple[Trial, Line]) -> None:
                 eventually(lambda log=log, n=before: log.read_text().count("silent") > n)  # type: ignore[misc]
     job = finished(trial, asked)
     assert (job.state, job.rounds_done + job.lost_rounds) == ("released", 3)
+
+
+def test_a_reservation_whose_permit_was_lost_is_given_back_at_the_end(
+    far: tuple[Trial, Line],
+) -> None:
+    trial, _ = far
+    asked = request("lost-permit")
+    trial.doom("retailer", Doom("reserve", "after"))
+    trial.hand_in(asked)
+    trial.until_killed("retailer")
+    with trial.client() as client:
+        client.call("Cancel", {"job": asked.job})
+    job = trial.ended(asked)
+    assert (job.state, job.reason) == ("cancelled", "cancelled on request")
+    assert books.ledger_of(trial, "retailer").jobs[asked.job].charged == asked.task.steps
+    trial.restart("retailer")
+    finished(trial, asked)
+    assert books.ledger_of(trial, "retailer").jobs[asked.job].charged == 0

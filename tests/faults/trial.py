@@ -14,13 +14,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+from dovetail.agreement import terms as agreements
+from dovetail.agreement.enrolment import request_enrolment
 from dovetail.agreement.request import Request, TrainingTask
+from dovetail.agreement.signing import request_record, sign_request
 from dovetail.agreement.terms import Budget, Terms
 from dovetail.coordinator.docket import OPEN_STATES
+from dovetail.coordinator.parties import Parties
+from dovetail.crypto.keyring import Keyring, load_keyring, make_keyring
 from dovetail.errors import SettingError, TransportError
 from dovetail.simulation.federation import COORDINATOR, Federation, Member
 from dovetail.store.jobs import JobStore
 from dovetail.store.records import EventRecord, JobRecord
+from dovetail.wire.control import ControlClient
+from dovetail.wire.peers import Access
 from tests.faults.host import Host
 from tests.faults.points import Doom
 from tests.faults.process import Setting, command
@@ -49,6 +56,7 @@ class Trial(Federation):
         agreed: Terms | None = None,
         members: Mapping[str, Member] | None = None,
         settings: Mapping[str, Setting] | None = None,
+        analysts: Sequence[str] = (),
     ) -> None:
         """Makes keys and has all sign; starts nothing.
 
@@ -58,6 +66,7 @@ class Trial(Federation):
             agreed: the terms; by default with a budget for many jobs.
             members: each partner's table; by default a small one.
             settings: how a party's process differs from one in production.
+            analysts: who may ask for jobs besides the coordinator.
         """
         self._host = host
         self.settings = dict(settings or {})
@@ -66,6 +75,8 @@ class Trial(Federation):
         self.partners = tuple(given)
         for party in (COORDINATOR, *given):
             self.notes(party).mkdir(exist_ok=True)
+        if analysts:
+            self._add_analysts(analysts)
 
     def notes(self, party: str) -> Path:
         """The folder of what a party's process notes for the tests, and of its doom."""
@@ -100,6 +111,19 @@ class Trial(Federation):
         """Submits a job as an analyst does who hears nothing if the coordinator dies meanwhile."""
         with suppress(TransportError):
             self.submit(request, quorum=quorum, deadline=deadline)
+
+    def client_of(self, party: str) -> ControlClient:
+        """A client of an analyst or of the operator."""
+        own = self._keyring(party)
+        certificate = self.keyring.certificate
+        return ControlClient(Access(self.address, certificate, own.certificate, own.tls_key))
+
+    def submit_as(self, party: str, request: Request, client: ControlClient) -> None:
+        """Hands a job in as an analyst or the operator."""
+        key = self._keyring(party).signing
+        signed = sign_request(request, agreements.digest(self.terms), party, key)
+        record = {"signed": request_record(signed), "quorum": 2, "deadline": PATIENCE}
+        client.call("Submit", record)
 
     def ended(self, request: Request) -> JobRecord:
         """Waits until a job has ended; hands it in again where the coordinator never kept it."""
@@ -165,6 +189,21 @@ class Trial(Federation):
 
     def __enter__(self) -> Self:
         return self
+
+    def _keyring(self, party: str) -> Keyring:
+        return load_keyring(self.home(party) / "keys")
+
+    def _add_analysts(self, names: Sequence[str]) -> None:
+        """Enrols analysts, and has all sign terms that name them."""
+        parties = Parties(self.home(COORDINATOR) / "parties", self.keyring)
+        named = []
+        for name in names:
+            invitation = parties.invite(name, "analyst", self.address)
+            keyring = make_keyring(self.home(name) / "keys", name, utc_now())
+            named.append(parties.enrol(request_enrolment(invitation, keyring)))
+        self.terms = replace(self.terms, analysts=tuple(named))
+        signers = (COORDINATOR, *self.partners, *names)
+        self.sign(self.terms, {name: self._keyring(name) for name in signers})
 
     def _start(self, party: str, arguments: Sequence[str]) -> None:
         if self._host is None:
