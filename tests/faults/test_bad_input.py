@@ -18,7 +18,7 @@ from tests.faults import books
 from tests.faults.host import Host
 from tests.faults.trial import PARTNERS, Trial, eventually, request
 
-pytestmark = pytest.mark.long  # not yet run on a quiet machine: by name only
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("bad input")]  # one after the other
 
 SECRET = "4711.17"
 """A value that no message may show."""

@@ -19,7 +19,7 @@ from tests.faults.process import Setting
 from tests.faults.trial import PARTNERS, Trial, request
 from tests.samples import terms
 
-pytestmark = pytest.mark.long  # not yet run on a quiet machine: by name only
+pytestmark = pytest.mark.long
 
 DAY = 24 * 3600.0
 A_MOMENT = 240.0

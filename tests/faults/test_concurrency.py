@@ -19,8 +19,6 @@ from tests.faults.host import Host
 from tests.faults.trial import CHEAP, PARTNERS, Trial, request
 from tests.samples import terms
 
-pytestmark = pytest.mark.long  # not yet run on a quiet machine: by name only
-
 DELTA = 1e-3
 ANALYSTS = ("ann", "bob")
 FITS = 8

@@ -16,7 +16,7 @@ from tests.faults import books
 from tests.faults.disks import Disk, small_disk
 from tests.faults.trial import PARTNERS, Trial, eventually, request
 
-pytestmark = pytest.mark.long  # not yet run on a quiet machine: by name only
+pytestmark = pytest.mark.long
 
 SIZE = 2 << 20
 

@@ -17,8 +17,6 @@ from tests.faults.host import Host
 from tests.faults.points import Doom, When
 from tests.faults.trial import PARTNERS, Trial, eventually, request
 
-pytestmark = pytest.mark.long  # not yet run on a quiet machine: by name only
-
 
 @pytest.fixture(scope="module")
 def trial(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:

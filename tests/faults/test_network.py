@@ -21,7 +21,7 @@ from tests.faults.process import Setting
 from tests.faults.trial import CHEAP, PARTNERS, RICH, Trial, eventually, request, tables
 from tests.samples import terms
 
-pytestmark = pytest.mark.long  # not yet run on a quiet machine: by name only
+pytestmark = pytest.mark.long
 
 LARGE = replace(CHEAP, model=ModelSpec("mlp", (512, 512)), local_steps=1)
 MODEL_BYTES = 1 << 20

@@ -19,8 +19,6 @@ from tests.faults.host import Host
 from tests.faults.trial import PARTNERS, Trial, request
 from tests.samples import terms
 
-pytestmark = pytest.mark.long  # not yet run on a quiet machine: by name only
-
 SECONDS = 60.0
 LEAST = 20
 """By default: as many kills as fit into so many seconds, and at least so many."""
@@ -45,11 +43,11 @@ class Storm:
         time.sleep(self.dice.uniform(0, BETWEEN))  # the moment is what is random
         what = self.dice.choices(["coordinator", "node", "worker", "all"], [8, 5, 5, 1])[0]
         partner = self.dice.choice(PARTNERS)
-        if what == "worker":
+        if what == "worker" and self.trial.has_worker(partner):
             self.trial.kill_worker(partner)
         else:
-            parties = {"coordinator": [COORDINATOR], "node": [partner]}
-            self._kill(parties.get(what, [COORDINATOR, *PARTNERS]))
+            parties = {"coordinator": [COORDINATOR], "all": [COORDINATOR, *PARTNERS]}
+            self._kill(parties.get(what, [partner]))
         self.kills += 1
 
     def _kill(self, parties: list[str]) -> None:

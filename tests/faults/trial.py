@@ -170,6 +170,10 @@ class Trial(Federation):
         eventually(living)
         return found[0]
 
+    def has_worker(self, partner: str) -> bool:
+        """Whether a node has one now; it replaces a dead one when it is next asked for a round."""
+        return bool(children(self.processes[partner].pid))
+
     def kill_worker(self, partner: str) -> None:
         """Kills a node's worker and waits until it is dead."""
         worker = os.pidfd_open(self.worker(partner))
