@@ -236,3 +236,36 @@ def test_a_replaced_key_signs_its_successor(made: Path, file: Path, tmp_path: Pa
     assert again.exit_code == Code.DONE
     assert second.with_name("spring-2.brand+former.signature").exists()
     assert call("verify", second, "--amend", file).exit_code == Code.DONE
+
+
+def test_both_keys_sign_at_once(made: Path, file: Path, tmp_path: Path) -> None:
+    sign(made, file, *NAMES)
+    new, old = make_party(tmp_path / "new", "brand"), load_terms(file).partner("brand")
+    second = file.with_name("spring-2.toml")
+    call("new", second, "--amend", file)
+    text = second.read_text().replace(old.key, new.signing.public)
+    second.write_text(text.replace(old.certificate, new.pin))
+    sign(made, second, *NAMES[:-1])
+    both = ["--keys", tmp_path / "new" / "brand" / "keys"]
+    both += ["--former-keys", made / "brand" / "keys", "--yes"]
+    early = call("sign", second, *both)
+    assert early.exit_code == Code.USAGE
+    assert "give --amend FILE" in early.stderr
+    record = json.loads(call("sign", second, *both, "--amend", file, "--json").stdout)
+    assert record["signature"] == str(second.with_name("spring-2.brand.signature"))
+    assert record["former_signature"] == str(second.with_name("spring-2.brand+former.signature"))
+    assert call("verify", second, "--amend", file).exit_code == Code.DONE
+
+
+@pytest.mark.parametrize(
+    ("former", "message"),
+    [("platform", "belong to 'platform'"), ("brand", "the same as the new ones")],
+)
+def test_only_a_partys_own_former_keys_sign_too(
+    former: str, message: str, made: Path, file: Path, amended: Path
+) -> None:
+    keys = ["--keys", made / "brand" / "keys", "--former-keys", made / former / "keys"]
+    result = call("sign", amended, *keys, "--amend", file, "--yes")
+    assert result.exit_code == Code.USAGE
+    assert message in result.stderr
+    assert list(file.parent.glob("spring-2.*.signature")) == []

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.padding import Padding
-from rich.text import Text
 
+from dovetail.cli.agreement_page import (
+    identity,
+    print_differences,
+    print_section,
+    print_title,
+    signatures,
+    status,
+    tell_what_next,
+)
 from dovetail.cli.asking import confirmed
 from dovetail.cli.help import command
 from dovetail.cli.outcome import Code, print_json
@@ -18,10 +25,10 @@ from dovetail.cli.unlock import unlock
 from dovetail.errors import AgreementError, SettingError
 
 if TYPE_CHECKING:
-    from dovetail.agreement.differences import Difference
     from dovetail.agreement.files import Parties, SignedFile
     from dovetail.agreement.signing import Signature
     from dovetail.agreement.terms import Terms
+    from dovetail.crypto.keyring import Keyring
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -87,9 +94,9 @@ def new(
         text = next_version(text, load_terms(amend))
     terms = _written(output, text, beside)
     if as_json:
-        print_json({"file": str(output), **_identity(terms)})
+        print_json({"file": str(output), **identity(terms)})
     else:
-        _tell_what_next(output, terms)
+        tell_what_next(output, terms)
 
 
 @command(app, epilog="Example: [bold]dovetail agreement show spring.toml[/bold]")
@@ -103,13 +110,13 @@ def show(file: File, as_json: Json = False) -> None:
     terms = found.signed.terms
     if as_json:
         written = [{"heading": s.heading, "sentences": list(s.sentences)} for s in page(terms)]
-        print_json({**_status(found), "page": written, "terms": to_record(terms)})
+        print_json({**status(found), "page": written, "terms": to_record(terms)})
         return
     console = Console(highlight=False)
-    _print_title(console, terms)
+    print_title(console, terms)
     for section in page(terms):
-        _print_section(console, section.heading, section.sentences)
-    _print_section(console, "Signatures", _signatures(found))
+        print_section(console, section.heading, section.sentences)
+    print_section(console, "Signatures", signatures(found))
 
 
 @command(app, epilog="Example: [bold]dovetail agreement diff spring.toml spring-2.toml[/bold]")
@@ -128,18 +135,26 @@ def diff(
     if as_json:
         print_json({"equal": not found, "differences": [vars(each) for each in found]})
         return
-    _print_differences(Console(highlight=False), found)
+    print_differences(Console(highlight=False), found)
 
 
 @command(
     app,
     epilog="Example: [bold]dovetail agreement sign spring.toml --keys keys[/bold], then send "
-    "[bold]spring.NAME.signature[/bold] to the coordinator. A party whose key is replaced signs "
-    "twice: with the new keys, and with the old ones and --amend.",
+    "[bold]spring.NAME.signature[/bold] to the coordinator. Where it replaces your keys: "
+    "[bold]dovetail agreement sign spring-2.toml --keys new --former-keys old --amend spring.toml"
+    "[/bold], and send both signatures.",
 )
 def sign(
     file: File,
     keys: Annotated[Path, typer.Option(show_default=False, help="Folder of the party's keys.")],
+    former_keys: Annotated[
+        Path | None,
+        typer.Option(
+            show_default=False,
+            help="Folder of the keys that this version replaces; they sign too. With --amend.",
+        ),
+    ] = None,
     amend: Amended = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Sign without asking.")] = False,
     as_json: Json = False,
@@ -147,27 +162,35 @@ def sign(
     """Sign an agreement as the party whose keys these are, after showing its key facts.
 
     Writes a signature beside the agreement. It holds for these very words: a change of any field,
-    in the schema too, needs signatures anew.
+    in the schema too, needs signatures anew. With --former-keys it writes two: nobody's keys are
+    replaced without a signature of those that they had.
     """
     from dovetail.agreement.differences import differences
     from dovetail.agreement.files import load_terms
     from dovetail.agreement.signing import sign_as
     from dovetail.agreement.wording import key_facts
 
+    if former_keys and not amend:
+        raise SettingError("give --amend FILE, the version in which the former keys stand")
     terms, previous = load_terms(file), load_terms(amend) if amend else None
     console = Console(highlight=False, stderr=as_json)
-    _print_title(console, terms)
-    _print_section(console, "In short", tuple(key_facts(terms)))
+    print_title(console, terms)
+    print_section(console, "In short", tuple(key_facts(terms)))
     if previous:
-        _print_differences(console, differences(previous, terms))
-    keyring = unlock(keys)
-    signature = sign_as(terms, keyring, previous)
+        print_differences(console, differences(previous, terms))
+    keyring, former = unlock(keys), unlock(former_keys) if former_keys else None
+    made = [sign_as(terms, keyring, previous)]
+    if former:
+        made.append(_former(terms, keyring, former, previous))
     if not yes and not confirmed(f"Sign this as {keyring.name}?", "read it, and give --yes"):
         raise typer.Exit(Code.BAD)
-    path = _save(file, signature, terms)
+    paths = [_save(file, signature, terms) for signature in made]
     if as_json:
-        print_json({"signature": str(path), "party": keyring.name, **_identity(terms)})
-    else:
+        also = {"former_signature": str(paths[1])} if former else {}
+        record = {"signature": str(paths[0]), **also, "party": keyring.name}
+        print_json({**record, **identity(terms)})
+        return
+    for path in paths:
         console.print(f"{keyring.name} has signed: {path}", markup=False, soft_wrap=True)
 
 
@@ -187,11 +210,11 @@ def verify(file: File, amend: Amended = None, as_json: Json = False) -> None:
     complaint = _breach(found, amend)
     good = not (found.signed.missing() or found.unusable or complaint)
     if as_json:
-        print_json({"valid": good, **_status(found), "complaint": complaint})
+        print_json({"valid": good, **status(found), "complaint": complaint})
     else:
         console = Console(highlight=False)
-        _print_title(console, found.signed.terms)
-        _print_section(console, "Signatures", _signatures(found))
+        print_title(console, found.signed.terms)
+        print_section(console, "Signatures", signatures(found))
         if complaint:
             console.print(complaint, style="bold red", markup=False, soft_wrap=True)
     if not good:
@@ -224,6 +247,17 @@ def _written(output: Path, text: str, beside: Path) -> Terms:
     return terms
 
 
+def _former(terms: Terms, now: Keyring, former: Keyring, previous: Terms | None) -> Signature:
+    """The yes of a party with the keys that these terms replace."""
+    from dovetail.agreement.signing import sign_as
+
+    if former.name != now.name:
+        raise SettingError(f"the former keys belong to {former.name!r}, the others to {now.name!r}")
+    if former.signing.public == now.signing.public:
+        raise SettingError("the former keys are the same as the new ones")
+    return sign_as(terms, former, previous)
+
+
 def _save(file: Path, signature: Signature, terms: Terms) -> Path:
     from dovetail.agreement.files import signature_path
     from dovetail.store.whole_file import write_whole
@@ -247,64 +281,3 @@ def _breach(found: SignedFile, amend: Path | None) -> str:
     except AgreementError as error:
         return str(error)
     return ""
-
-
-def _identity(terms: Terms) -> dict[str, Any]:
-    from dovetail.agreement.terms import digest
-
-    return {"name": terms.name, "version": terms.version, "digest": digest(terms)}
-
-
-def _status(found: SignedFile) -> dict[str, Any]:
-    terms, missing = found.signed.terms, found.signed.missing()
-    return {
-        **_identity(terms),
-        "signed_by": [party.name for party, _ in terms.parties if party.name not in missing],
-        "missing": list(missing),
-        "unusable": list(found.unusable),
-    }
-
-
-def _signatures(found: SignedFile) -> tuple[str, ...]:
-    from dovetail.agreement.wording import listed
-
-    terms, missing = found.signed.terms, found.signed.missing()
-    signed = [party.name for party, _ in terms.parties if party.name not in missing]
-    if not missing:
-        said = [f"All {len(signed)} parties have signed: {listed(signed)}."]
-    else:
-        said = [f"{listed(signed)} {'have' if signed[1:] else 'has'} signed."] if signed else []
-        said.append(f"Not signed by {listed(missing)}.")
-    return (*said, *found.unusable)
-
-
-def _print_title(console: Console, terms: Terms) -> None:
-    identity = _identity(terms)
-    console.print(Text(f"{terms.name}, version {terms.version}", style="bold"))
-    console.print(Text(f"digest {identity['digest']}", style="dim"), soft_wrap=True)
-
-
-def _print_section(console: Console, heading: str, sentences: tuple[str, ...]) -> None:
-    console.print()
-    console.print(Text(heading, style="bold"))
-    for sentence in sentences:
-        console.print(Padding(Text(sentence), (0, 0, 0, 2), expand=False))
-
-
-def _print_differences(console: Console, found: list[Difference]) -> None:
-    if not found:
-        console.print("The two say the same.")
-    for difference in found:
-        style = {"looser": "yellow", "stricter": "green"}.get(difference.tendency, "")
-        console.print(Text(f"{difference.tendency:<10}", style=style), end="")
-        console.print(Text(difference.words), soft_wrap=True)
-
-
-def _tell_what_next(output: Path, terms: Terms) -> None:
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(f"{output}: {terms.name!r}, version {terms.version}", markup=False)
-    console.print(
-        f"Read it with dovetail agreement show {output}, and send it to all "
-        f"{len(terms.parties)} parties to sign.",
-        markup=False,
-    )
