@@ -165,12 +165,58 @@ def test_an_older_or_another_history_is_refused(terms: Terms) -> None:
         assert trusted.newest == second
 
 
-def test_a_history_is_followed_as_far_as_it_is_signed(terms: Terms) -> None:
+def test_a_history_is_accepted_as_a_whole_or_not_at_all(terms: Terms) -> None:
     second = next_of(terms, max_rounds=60)
-    trusted = TrustedTerms()
-    with pytest.raises(AgreementError, match="not signed by retailer"):
-        trusted.follow([signed_by_all(terms), signed_by_all(second, but=["retailer"])])
-    assert trusted.newest == terms
+    third = next_of(second, max_rounds=70)
+    unsigned = signed_by_all(third, but=["retailer"])
+    for trusted, before in ((TrustedTerms(), ()), (holding(terms), (terms,))):
+        with pytest.raises(AgreementError, match="not signed by retailer"):
+            trusted.follow([signed_by_all(terms), signed_by_all(second), unsigned])
+        assert tuple(signed.terms for signed in trusted.chain) == before
+
+
+def handed_over(terms: Terms) -> tuple[SignedTerms, SignedTerms]:
+    """Terms, and the version after in which the retailer has a new key; all signed both."""
+    new = key_of("new retailer")
+    second = with_key(next_of(terms), "retailer", new.public)
+    others = signed_by_all(second, but=["retailer"]).signatures
+    own = sign_terms(second, "retailer", new)
+    former = sign_terms(second, "retailer", key_of("retailer"), previous=terms)
+    return signed_by_all(terms), SignedTerms(second, (*others, own, former))
+
+
+def test_whose_key_was_replaced_follows_the_history_with_the_new_one(terms: Terms) -> None:
+    first, second = chain = handed_over(terms)
+    new, old = key_of("new retailer").public, key_of("retailer").public
+    for kept in ((), (first,), chain):
+        trusted = TrustedTerms("retailer", new, kept)
+        assert trusted.follow(chain) == (kept != chain)
+        assert trusted.in_force(terms.valid_from) is second.terms
+    former = TrustedTerms("retailer", old, (first,))
+    with pytest.raises(AgreementError, match="another key for 'retailer' than it has"):
+        former.follow(chain)
+    assert former.in_force(terms.valid_from) is terms
+
+
+def test_under_terms_that_pin_a_key_held_before_nothing_is_in_force(terms: Terms) -> None:
+    first, second = handed_over(terms)
+    for key, kept in (("new retailer", (first,)), ("retailer", (first, second))):
+        trusted = TrustedTerms("retailer", key_of(key).public, kept)
+        assert not trusted.follow(kept)
+        with pytest.raises(AgreementError, match="another key for 'retailer' than it has"):
+            trusted.in_force(terms.valid_from)
+    with pytest.raises(AgreementError, match="an older or another agreement was shown"):
+        trusted.follow([first])
+
+
+def test_what_was_kept_is_a_history_that_all_signed(terms: Terms) -> None:
+    second = next_of(terms, max_rounds=60)
+    for kept, message in (
+        ([signed_by_all(terms, but=["platform"])], "not signed by platform"),
+        ([signed_by_all(second), signed_by_all(terms)], "version 1 is not newer than version 2"),
+    ):
+        with pytest.raises(AgreementError, match=message):
+            TrustedTerms(kept=kept)
 
 
 NAMES = ("coordinator", "analyst", "retailer", "platform")

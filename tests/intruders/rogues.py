@@ -24,7 +24,7 @@ from dovetail.errors import DovetailError, TransportError
 from dovetail.flower import actions, codec
 from dovetail.flower.grid import ask
 from dovetail.node.attending import access_of, attend
-from dovetail.node.opening import OpenNode, load_trusted, save_trusted
+from dovetail.node.opening import OpenNode, kept_terms
 from dovetail.node.session import Session
 from dovetail.node.settings import load_settings
 from dovetail.store.desk import Desk
@@ -207,8 +207,7 @@ def session_of(house: House, name: str) -> Session:
     """What a partner's node does with messages, without anything that carries them."""
     settings, keyring = load_settings(house.home(name) / "node.toml"), house.keys[name]
     return Session(
-        load_trusted(settings, keyring),
-        partial(save_trusted, settings),
+        kept_terms(settings, keyring),
         lambda known: OpenNode(settings, known, keyring, child=False),
         Desk(settings.desk),
         now,

@@ -160,7 +160,7 @@ def test_a_node_survives_whatever_it_is_welcomed_with(
         raw = raw or spoiled_text(rng, record).encode()
         with in_time(), suppress(DovetailError):
             session.welcome(raw, now())
-        newest = session._trusted.newest
+        newest = session._kept.trusted.newest
         assert newest is not None
         assert agreed.digest(newest) == agreed.digest(first)
         assert session.problem is None

@@ -16,9 +16,9 @@ from dovetail.agreement.signing import SignedTerms, sign_terms
 from dovetail.agreement.terms import Terms
 from dovetail.crypto.keyring import Keyring, make_keyring
 from dovetail.errors import PolicyError, SettingError
-from dovetail.node.opening import load_trusted, save_trusted
 from dovetail.node.session import Session
 from dovetail.node.settings import load_settings
+from dovetail.store.agreement import KeptTerms
 from dovetail.store.desk import Desk
 from dovetail.wire.peers import DOCUMENT_BYTES
 from tests.intruders.house import ANALYST, COORDINATOR, HOST, House, amended, now, with_task
@@ -224,50 +224,37 @@ def test_a_round_of_a_job_that_the_newest_terms_no_longer_allow(fresh: RogueCoor
     assert fresh.house.head("retailer") == head
 
 
-def test_versions_that_could_be_followed_are_kept_though_a_later_one_is_refused(
+def test_of_a_history_whose_last_version_is_refused_nothing_is_accepted(
     fresh: RogueCoordinator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Else a node that is started again would have forgotten what it was shown."""
     house, first = fresh.house, fresh.house.terms
     second = house.amend(max_rounds=2)
     fresh.show(house.document(first, second, SignedTerms(amended(second), ())))
     eventually(lambda: "not signed by" in caplog.text)
-    assert kept_versions(house.home("retailer")) == 2
-    with pytest.raises(PolicyError) as caught:
-        fresh.propose(house.asked(Request("job-2", TASK), under=first))
-    assert caught.value.rule == "terms"
+    assert kept_versions(house.home("retailer")) == 1
     with pytest.raises(PolicyError) as caught:
         fresh.propose(house.asked(Request("job-2", TASK)))
-    assert caught.value.rule == "rounds"
-    fresh.show(house.document(first))
-    eventually(lambda: "older or another" in caplog.text)
-    settings = load_settings(house.home("retailer") / "node.toml")
-    assert load_trusted(settings, house.keys["retailer"]).newest == second
+    assert caught.value.rule == "terms"
+    assert fresh.propose(house.asked(Request("job-2", TASK), under=first)) == "job-2"
 
 
 def test_what_could_not_be_kept_is_kept_the_next_time(tmp_path: Path) -> None:
     house = House(tmp_path)
-    settings, full = load_settings(house.home("retailer") / "node.toml"), [True]
-    opened: list[Terms] = []
-
-    def keep(trusted: Any) -> None:
-        if full[0]:
-            raise SettingError("agreement.json: cannot be written (no space left)")
-        save_trusted(settings, trusted)
+    settings, keyring = load_settings(house.home("retailer") / "node.toml"), house.keys["retailer"]
+    path, opened = tmp_path / "not there yet" / "agreement.json", list[Terms]()
 
     def open_node(known: Terms) -> Any:
         opened.append(known)
         raise SettingError("opens another time")
 
-    session = Session(
-        load_trusted(settings, house.keys["retailer"]), keep, open_node, Desk(settings.desk), now
-    )
+    kept = KeptTerms(path, "retailer", keyring.signing.public)
+    session = Session(kept, open_node, Desk(settings.desk), now)
     with pytest.raises(SettingError, match="cannot be written"):
         session.welcome(house.document(house.terms), now())
     assert opened == [], "nothing runs under terms that a restart would forget"
-    full[0] = False
+    path.parent.mkdir()
     session.welcome(house.document(house.terms), now())
-    assert kept_versions(house.home("retailer")) == 1
+    assert kept_versions(path.parent) == 1
     assert opened == [house.terms]
 
 

@@ -112,6 +112,20 @@ def amended(known: Terms, **changes: Any) -> Terms:
     return replace(known, version=known.version + 1, previous=agreed.digest(known), **changes)
 
 
+def replaced(folder: Path, known: Terms, new: Keyring) -> tuple[SignedTerms, SignedTerms]:
+    """Terms, and the version after in which a partner has new keys; signed by all, and by both."""
+    partners = tuple(
+        replace(p, key=new.signing.public, certificate=new.pin) if p.name == new.name else p
+        for p in known.partners
+    )
+    second = amended(known, partners=partners)
+    others = [p.name for p, _ in second.parties if p.name != new.name]
+    signatures = [sign_terms(second, name, key_of(folder, name)) for name in others]
+    keys = (new.signing, key_of(folder, new.name))
+    signatures += [sign_terms(second, new.name, key, known) for key in keys]
+    return signed(folder, known), SignedTerms(second, tuple(signatures))
+
+
 def asked(known: Terms, request: Request = REQUEST) -> SignedRequest:
     """A request as the simulated coordinator asks it."""
     key = signing_key(COORDINATOR)

@@ -6,6 +6,7 @@ import json
 import stat
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from dovetail.errors import (
     SettingError,
 )
 from dovetail.flower.actions import Contribution
-from dovetail.node.opening import OpenNode, arrays_folder, load_trusted, save_trusted
+from dovetail.node.opening import OpenNode, arrays_folder, kept_terms
 from dovetail.node.settings import NodeSettings, load_settings
 from dovetail.store.model import load_model
 from tests.node.homes import (
@@ -43,6 +44,8 @@ from tests.node.homes import (
     write_homes,
 )
 from tests.samples import TASK
+
+TODAY = date(2026, 5, 1)
 
 
 @pytest.fixture
@@ -262,12 +265,12 @@ def test_what_is_trusted_is_kept_and_checked_anew(tmp_path: Path, home: Path) ->
     settings, keys = settings_of(home), keyring(home)
     first = terms_of(home)
     agree(tmp_path, first, amended(first, max_rounds=10))
-    trusted = load_trusted(settings, keys)
-    assert [signed.terms.version for signed in trusted.chain] == [1, 2]
+    kept = kept_terms(settings, keys)
+    assert [signed.terms.version for signed in kept.trusted.chain] == [1, 2]
     (home / "agreement.json").unlink()
-    assert load_trusted(settings, keys).newest is None
-    save_trusted(settings, trusted)
-    assert load_trusted(settings, keys).newest == trusted.newest
+    assert kept_terms(settings, keys).trusted.newest is None
+    assert kept_terms(settings, keys).follow(kept.trusted.chain)
+    assert kept_terms(settings, keys).trusted.newest == kept.trusted.newest
 
 
 Tamper = Callable[[dict[str, Any]], object]
@@ -292,12 +295,12 @@ def test_an_agreement_that_was_tampered_with_is_not_trusted(
     tamper(record)
     (home / "agreement.json").write_text(json.dumps(record))
     with pytest.raises(AgreementError):
-        load_trusted(settings_of(home), keyring(home))
+        kept_terms(settings_of(home), keyring(home))
 
 
-def test_terms_that_pin_another_key_for_this_partner_are_not_trusted(home: Path) -> None:
+def test_terms_that_pin_another_key_for_this_partner_are_never_in_force(home: Path) -> None:
     with pytest.raises(AgreementError, match="pin another key"):
-        load_trusted(settings_of(home), keyring(home.parent / "brand"))
+        kept_terms(settings_of(home), keyring(home.parent / "brand")).trusted.in_force(TODAY)
     assert key_of(home.parent, "retailer").public == terms_of(home).partner("retailer").key
 
 
@@ -305,7 +308,7 @@ def test_terms_that_pin_another_key_for_this_partner_are_not_trusted(home: Path)
 def test_a_file_that_is_no_agreement_is_named(content: str, home: Path) -> None:
     (home / "agreement.json").write_text(content)
     with pytest.raises(SettingError, match="agreement"):
-        load_trusted(settings_of(home), keyring(home))
+        kept_terms(settings_of(home), keyring(home))
 
 
 def test_the_terms_digest_is_what_a_permit_names(home: Path) -> None:

@@ -20,6 +20,7 @@ from dovetail.agreement.request import Request
 from dovetail.agreement.signing import chain_record, request_record, signed_permit_from_record
 from dovetail.agreement.terms import Terms
 from dovetail.coordinator.round import initial_arrays
+from dovetail.crypto.keyring import make_keyring
 from dovetail.errors import (
     AgreementError,
     DovetailError,
@@ -29,7 +30,7 @@ from dovetail.errors import (
 )
 from dovetail.flower import actions
 from dovetail.flower.grid import ask
-from dovetail.node.opening import OpenNode, load_trusted, save_trusted
+from dovetail.node.opening import OpenNode, kept_terms
 from dovetail.node.session import Session
 from dovetail.node.settings import load_settings
 from dovetail.store.desk import Desk
@@ -43,6 +44,7 @@ from tests.node.homes import (
     keyring,
     pinned,
     released,
+    replaced,
     signed,
     terms_of,
     write_homes,
@@ -74,8 +76,7 @@ class Partner:
             return OpenNode(settings, known, keys, clock=self.clock, child=False)
 
         self.session = Session(
-            load_trusted(settings, keys),
-            lambda trusted: save_trusted(settings, trusted),
+            kept_terms(settings, keys),
             open_node,
             self.desk,
             self.clock,
@@ -152,7 +153,7 @@ def test_terms_that_all_signed_are_trusted_kept_and_worked_under(
     assert partner.opened == [first]
     assert partner.propose(first) == requests.digest(REQUEST)
     partner.train(first, 1)
-    kept = load_trusted(partner.settings, partner.keys)
+    kept = kept_terms(partner.settings, partner.keys).trusted
     assert kept.newest == first
     partner.show(first)
     assert partner.opened == [first], "the same again opens nothing"
@@ -183,6 +184,69 @@ def test_an_amendment_is_followed_and_opened_under(partner: Partner, first: Term
     partner.close()
 
 
+def handed(partner: Partner, *versions: Terms) -> None:
+    """People at the partner hand its node these versions, in a process of their own."""
+    chain = [signed(partner.home.parent, version) for version in versions]
+    assert kept_terms(partner.settings, partner.keys).follow(chain)
+
+
+def test_what_people_hand_over_holds_before_the_next_round(partner: Partner, first: Terms) -> None:
+    partner.show(first)
+    partner.propose(first)
+    partner.train(first, 1)
+    second = amended(first, max_rounds=2)
+    handed(partner, first, second)
+    with refused("rounds"):
+        partner.train(second, 2)
+    assert partner.opened == [first, second]
+    for call in (partner.propose, partner.preview):
+        with pytest.raises(PolicyError, match="an older or another agreement was shown than the"):
+            call(first)
+    with pytest.raises(AgreementError, match="an older or another agreement was shown"):
+        partner.show(first)
+    assert partner.propose(second, Request("job-3", replace(TASK, rounds=2)))
+    partner.show(first, second)
+    assert partner.opened == [first, second]
+
+
+def test_what_people_hand_over_is_opened_without_being_asked(
+    partner: Partner, first: Terms
+) -> None:
+    handed(partner, first)
+    assert partner.session.look()
+    assert not partner.session.look()
+    assert partner.opened == [first]
+    assert partner.propose(first)
+
+
+def test_an_amendment_that_has_not_begun_stops_what_held_before(
+    partner: Partner, first: Terms
+) -> None:
+    partner.show(first)
+    partner.propose(first)
+    second = amended(first, valid_from=date(2026, 6, 1))
+    handed(partner, first, second)
+    for call in (lambda: partner.train(first, 1), lambda: partner.propose(second)):
+        with refused("terms"):
+            call()
+    partner.close()
+
+
+def test_terms_that_replaced_the_key_that_a_running_node_has_stop_it(
+    partner: Partner, first: Terms, tmp_path: Path
+) -> None:
+    partner.show(first)
+    partner.propose(first)
+    new = make_keyring(tmp_path / "new", "retailer", partner.clock())
+    chain = replaced(tmp_path, first, new)
+    with pytest.raises(AgreementError, match="another key for 'retailer' than it has"):
+        partner.session.welcome(json.dumps(chain_record(chain)).encode(), partner.clock())
+    partner.train(first, 1)
+    assert kept_terms(partner.settings, new).follow(chain)
+    with pytest.raises(PolicyError, match="another key for 'retailer' than it has"):
+        partner.train(first, 2)
+
+
 @pytest.mark.parametrize("what", ["older", "another", "forged", "unsigned", "stranger"])
 def test_an_agreement_that_cannot_follow_is_refused_and_the_old_one_stays(
     what: str, partner: Partner, first: Terms, tmp_path: Path
@@ -200,7 +264,7 @@ def test_an_agreement_that_cannot_follow_is_refused_and_the_old_one_stays(
     with pytest.raises(AgreementError):
         partner.session.welcome(document, partner.clock())
     assert partner.propose(second)
-    assert load_trusted(partner.settings, partner.keys).newest == second
+    assert kept_terms(partner.settings, partner.keys).trusted.newest == second
 
 
 @pytest.mark.parametrize(

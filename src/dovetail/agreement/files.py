@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -170,6 +170,30 @@ def require_follows(signed: SignedTerms, path: Path) -> None:
         trusted.update(signed)
     except AgreementError as error:
         raise AgreementError(f"it cannot follow {path.name}: {error}") from None
+
+
+def read_history(paths: Sequence[Path], held: Iterable[SignedTerms] = ()) -> list[SignedTerms]:
+    """The versions held and those in files, each with the signatures beside it that fit.
+
+    Args:
+        paths: of the terms of one or more versions, in any order.
+        held: versions that are known already, oldest first.
+
+    Returns:
+        The history, oldest first. A file of a version that is held takes its place, so that who
+        follows the history finds out whether it is another one.
+
+    Raises:
+        SettingError: a file cannot be read, or two of them are of one version.
+    """
+    history = {signed.terms.version: signed for signed in held}
+    files = {load_terms(path).version: path for path in paths}
+    if len(files) < len(paths):
+        raise SettingError("two of the files hold the same version of the agreement")
+    for version in sorted(files):
+        before = history.get(version - 1)
+        history[version] = read_signed(files[version], before.terms if before else None)
+    return [history[version] for version in sorted(history)]
 
 
 def signature_path(path: Path, signature: Signature, terms: Terms) -> Path:

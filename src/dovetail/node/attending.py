@@ -6,14 +6,13 @@ import logging
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
 
 from dovetail.agreement.files import read_access
 from dovetail.agreement.terms import Terms
 from dovetail.crypto.keyring import Keyring
 from dovetail.errors import AgreementError, SettingError
 from dovetail.node.gate import Clock
-from dovetail.node.opening import OpenNode, load_trusted, save_trusted, utc_now
+from dovetail.node.opening import OpenNode, kept_terms, utc_now
 from dovetail.node.session import Session
 from dovetail.node.settings import NodeSettings
 from dovetail.store.desk import Desk
@@ -21,7 +20,7 @@ from dovetail.wire.attendance import Attendance
 from dovetail.wire.peers import Access
 
 LOOK_SECONDS = 0.5
-"""How often the node looks at its desk."""
+"""How often the node looks at its desk, and at the agreement that it keeps."""
 AGAIN_SECONDS = 30.0
 """How long it waits before it tries again to open."""
 _LAST_SECOND = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
@@ -65,7 +64,7 @@ def attend(
     """
     if keyring.name != settings.name:
         raise SettingError(f"the keys belong to {keyring.name!r}, not to {settings.name!r}")
-    desk, trusted = Desk(settings.desk), load_trusted(settings, keyring)
+    desk, kept = Desk(settings.desk), kept_terms(settings, keyring)
     fresh = [anew]
 
     def open_node(terms: Terms) -> OpenNode:
@@ -73,13 +72,13 @@ def attend(
         fresh[0] = False
         return opened
 
-    session = Session(trusted, partial(save_trusted, settings), open_node, desk, clock)
+    session = Session(kept, open_node, desk, clock)
     attendance = Attendance(access_of(settings, keyring), session.handle, _welcomed(session))
     watcher = threading.Thread(target=_watch, args=(session, desk, attendance, stop), daemon=True)
     with desk.alone():
         watcher.start()
         try:
-            if trusted.newest is not None:
+            if kept.trusted.newest is not None:
                 session.prepare()
             attendance.run(stop)
         finally:
@@ -104,11 +103,11 @@ def _dated(clock: float) -> float:
 
 
 def _watch(session: Session, desk: Desk, attendance: Attendance, stop: threading.Event) -> None:
-    """Tells the coordinator when a person decided, and tries again what could not open."""
+    """Tells the coordinator when people here did something; tries again what could not open."""
     known, waited = desk.state(), 0.0
     while not stop.wait(LOOK_SECONDS):
         state = desk.state()
-        if state != known:
+        if session.look() or state != known:
             known = state
             attendance.nudge()
         waited += LOOK_SECONDS

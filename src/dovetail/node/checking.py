@@ -20,7 +20,7 @@ from dovetail.data.check import CheckReport, check
 from dovetail.data.engine import Limits
 from dovetail.errors import AgreementError, DovetailError, RemoteProtocolError, TransportError
 from dovetail.node.attending import access_of
-from dovetail.node.opening import load_trusted, utc_now
+from dovetail.node.opening import kept_terms, utc_now
 from dovetail.node.session import LARGEST_CLOCK_DIFFERENCE
 from dovetail.node.settings import NodeSettings, load_settings
 from dovetail.store.desk import Desk
@@ -133,7 +133,7 @@ def _agreement(
     settings: NodeSettings, keyring: Keyring, shown: Welcome | None, now: datetime
 ) -> tuple[Step, Terms | None]:
     try:
-        trusted = load_trusted(settings, keyring)
+        trusted = kept_terms(settings, keyring).trusted
         if shown is not None:
             trusted.follow(chain_from_record(json.loads(shown.document)))
         terms = trusted.in_force(now.date())

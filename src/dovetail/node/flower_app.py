@@ -21,7 +21,7 @@ from dovetail.crypto.keyring import load_keyring
 from dovetail.errors import DovetailError, SettingError
 from dovetail.flower.actions import node_app
 from dovetail.node.app import Node
-from dovetail.node.opening import OpenNode, load_trusted, utc_now
+from dovetail.node.opening import OpenNode, kept_terms, utc_now
 from dovetail.node.settings import load_settings
 
 VARIABLE = "DOVETAIL_NODE"
@@ -44,7 +44,7 @@ def _opened(path: Path) -> OpenNode:
     try:
         settings = load_settings(path)
         keyring = load_keyring(settings.keys, os.environ.get(PASSPHRASE, "").encode() or None)
-        terms = load_trusted(settings, keyring).in_force(utc_now().date())
+        terms = kept_terms(settings, keyring).trusted.in_force(utc_now().date())
         return OpenNode(settings, terms, keyring, child=False)
     except DovetailError:
         _logger.exception("the node cannot start")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -12,9 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dovetail.agreement.policy import MOST_UNDECLARED
-from dovetail.agreement.signing import chain_from_record, chain_record
 from dovetail.agreement.terms import Terms
-from dovetail.agreement.trusted import TrustedTerms
 from dovetail.crypto.canonical import digest
 from dovetail.crypto.keyring import Keyring
 from dovetail.crypto.prg import fresh_key
@@ -28,6 +25,7 @@ from dovetail.node.settings import NodeSettings
 from dovetail.node.worker import Worker
 from dovetail.privacy.sampler import SecureSampler
 from dovetail.schema import Schema
+from dovetail.store.agreement import KeptTerms
 from dovetail.store.card import card_from_record
 from dovetail.store.desk import Desk
 from dovetail.store.ledger import LedgerStore
@@ -44,34 +42,14 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def load_trusted(settings: NodeSettings, keyring: Keyring) -> TrustedTerms:
+def kept_terms(settings: NodeSettings, keyring: Keyring) -> KeptTerms:
     """The terms that this node accepted before, checked anew.
 
     Raises:
-        AgreementError: what lies there was not signed by all parties, or pins another key.
+        AgreementError: what lies there was not signed by all parties.
         SettingError: the file cannot be read.
     """
-    trusted = TrustedTerms(settings.name, keyring.signing.public)
-    if settings.agreement.exists():
-        try:
-            record = json.loads(settings.agreement.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise SettingError(f"{settings.agreement.name}: cannot be read as JSON") from None
-        trusted.follow(chain_from_record(record))
-    return trusted
-
-
-def save_trusted(settings: NodeSettings, trusted: TrustedTerms) -> None:
-    """Keeps what is trusted for the next start.
-
-    Raises:
-        SettingError: it cannot be written.
-    """
-    text = json.dumps(chain_record(trusted.chain), indent=1, ensure_ascii=False)
-    try:
-        write_whole(settings.agreement, text.encode())
-    except OSError as error:
-        raise SettingError(f"agreement.json: cannot be written ({error.strerror})") from None
+    return KeptTerms(settings.agreement, settings.name, keyring.signing.public)
 
 
 def arrays_folder(settings: NodeSettings, schema: Schema) -> Path:

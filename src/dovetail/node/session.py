@@ -1,7 +1,8 @@
 """What a node does with what its coordinator sends: trust terms, open under them, answer.
 
 A session holds at most one open node. It opens one when it learns of terms that are trusted and in
-force, and another when they are amended. Whatever stands in the way (no terms, a paused desk, a
+force, and another when they are amended, whether its coordinator showed it the amendment or its own
+people handed it over. Whatever stands in the way (no terms, a paused desk, a
 wrong clock) refuses by its rule; the end of a job is always heard.
 """
 
@@ -18,13 +19,14 @@ from threading import Lock
 from dovetail.agreement import terms as agreed
 from dovetail.agreement.signing import chain_from_record
 from dovetail.agreement.terms import Terms
-from dovetail.agreement.trusted import TrustedTerms
+from dovetail.agreement.trusted import OLDER
 from dovetail.errors import AgreementError, DovetailError, PolicyError, SettingError
 from dovetail.flower.actions import Contribution, Record, node_app
 from dovetail.flower.client import answer, new_context
 from dovetail.node.app import Arrays, Node, parsed
 from dovetail.node.gate import Clock
 from dovetail.node.opening import OpenNode
+from dovetail.store.agreement import KeptTerms
 from dovetail.store.desk import Desk
 
 LARGEST_CLOCK_DIFFERENCE = timedelta(minutes=10)
@@ -47,14 +49,13 @@ class Session:
     """A node's side of its collaboration, whatever carries the messages.
 
     Guarantees:
-        Nothing is answered but under terms that every party signed and that are in force; an
-        older agreement than the one held is refused, whoever shows it.
+        Nothing is answered but under the newest terms held, which every party signed and which are
+        in force; an older agreement is refused, whoever shows it or asks under it.
     """
 
     def __init__(
         self,
-        trusted: TrustedTerms,
-        keep: Callable[[TrustedTerms], None],
+        kept: KeptTerms,
         open_node: Callable[[Terms], OpenNode],
         desk: Desk,
         clock: Clock,
@@ -62,19 +63,18 @@ class Session:
         """Begins with what is trusted already.
 
         Args:
-            trusted: terms accepted before, if any.
-            keep: keeps what is trusted for the next start.
+            kept: the terms that were accepted before, if any, and keeps what comes.
             open_node: opens the node under terms.
             desk: what people decide.
             clock: the time.
         """
-        self._trusted, self._keep, self._open = trusted, keep, open_node
+        self._kept, self._open = kept, open_node
         self._desk, self._clock = desk, clock
         self._lock = Lock()
         self._opened: OpenNode | None = None
         self._why_closed: DovetailError | None = None
         self._clock_difference = timedelta(0)
-        self._kept = trusted.newest
+        self._prepared: Terms | None = None
         context = new_context(0, {}, {})
         self.handle = partial(answer, node_app(lambda _: self), lambda _: context)
         """Answers one request; for a channel."""
@@ -87,8 +87,8 @@ class Session:
             coordinator_time: the coordinator's clock.
 
         Raises:
-            AgreementError: the agreement cannot be trusted; what was trusted before stays, and so
-                do the versions in it that could be followed.
+            AgreementError: the agreement cannot be trusted; what was trusted before stays.
+            SettingError: it cannot be kept; the same.
         """
         self._clock_difference = abs(self._clock() - coordinator_time)
         try:
@@ -96,18 +96,31 @@ class Session:
         except (ValueError, RecursionError, SettingError) as error:
             raise AgreementError(f"the agreement that was shown cannot be read: {error}") from None
         try:
-            if chain:
-                self._trusted.follow(chain)
+            if chain and self._kept.follow(chain):
+                self._say_newest()
         finally:
-            self._keep_newest()
             self.prepare()
 
-    def _keep_newest(self) -> None:
-        """Keeps what is trusted on the disk, where that is not done yet."""
-        newest = self._trusted.newest
-        if newest is not None and newest is not self._kept:
-            self._keep(self._trusted)
-            self._kept = newest
+    def look(self) -> bool:
+        """Learns of terms that people here handed to the node, and opens under them.
+
+        Returns:
+            Whether there were any.
+        """
+        new = False
+        try:
+            new = self._kept.look()
+        except DovetailError as error:
+            _logger.error("what is kept of the agreement cannot be used: %s", error)
+        if new:
+            self._say_newest()
+        if self._kept.trusted.newest is not self._prepared:
+            self.prepare()
+        return new
+
+    def _say_newest(self) -> None:
+        newest = self._kept.trusted.newest
+        if newest is not None:
             _logger.info("trusts version %d, %s", newest.version, agreed.digest(newest))
 
     def prepare(self) -> None:
@@ -116,8 +129,10 @@ class Session:
         What stands in the way is kept, to be told to whoever asks.
         """
         with self._lock:
+            trusted = self._kept.trusted
+            self._prepared = trusted.newest
             try:
-                terms = self._trusted.in_force(self._clock().date())
+                terms = trusted.in_force(self._clock().date())
                 if self._opened is None or self._opened.terms != terms:
                     self._let_go()
                     self._opened = self._open(terms)
@@ -140,12 +155,12 @@ class Session:
     def preview(self, signed: Record) -> Record:
         """See :class:`dovetail.flower.actions.Actions`."""
         with _refusals_logged("a preview"):
-            return self._ready().preview(signed)
+            return self._ready(signed).preview(signed)
 
     def propose(self, signed: Record) -> Record:
         """See :class:`dovetail.flower.actions.Actions`; one that waits for a person goes there."""
         with _refusals_logged("a proposal"):
-            node = self._ready()
+            node = self._ready(signed)
             try:
                 return node.propose(signed)
             except PolicyError as error:
@@ -166,23 +181,31 @@ class Session:
     def keep(self, card: Record, arrays: Arrays) -> None:
         """See :class:`dovetail.flower.actions.Actions`; as :meth:`close`."""
         with _refusals_logged("a released model"):
-            known = [agreed.digest(signed.terms) for signed in self._trusted.chain]
-            if card.get("terms_digest") not in known:
+            if card.get("terms_digest") not in self._digests():
                 raise PolicyError("terms", "the model's card names terms that nobody signed here")
             self._node(whatever_day=True).keep(card, arrays)
 
-    def _ready(self) -> Node:
+    def _ready(self, signed: Record | None = None) -> Node:
+        """The node, to be asked for something; under the newest terms that this side knows."""
+        self.look()
         if self._desk.paused:
             raise PolicyError("paused", "this partner has paused its node")
         if self._clock_difference > LARGEST_CLOCK_DIFFERENCE:
             raise PolicyError("clock", "the clocks of node and coordinator differ by too much")
+        if signed is not None and signed.get("terms_digest") in self._digests()[:-1]:
+            raise PolicyError("terms", OLDER)
         return self._node()
+
+    def _digests(self) -> list[str]:
+        """Which terms are known here, oldest first."""
+        return [agreed.digest(signed.terms) for signed in self._kept.trusted.chain]
 
     def _node(self, *, whatever_day: bool = False) -> Node:
         today = self._clock().date()
         with self._lock:
             opened, why = self._opened, self._why_closed
-        if opened is not None and (whatever_day or opened.terms.in_force(today)):
+        ready = why is None and opened is not None and opened.terms.in_force(today)
+        if opened is not None and (whatever_day or ready):
             return opened.node
         if isinstance(why, AgreementError) or opened is not None or why is None:
             raise PolicyError("terms", str(why or "no terms are in force here"))

@@ -46,6 +46,7 @@ from dovetail.agreement.terms import Approval
 from dovetail.data.source import Source
 from dovetail.errors import SettingError
 from dovetail.node.worker import WorkerLimits
+from dovetail.store.agreement import AGREEMENT_FILE
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class NodeSettings:
     @property
     def agreement(self) -> Path:
         """All versions of the signed terms that this node has accepted."""
-        return self.folder / "agreement.json"
+        return self.folder / AGREEMENT_FILE
 
     @property
     def ledger(self) -> Path:
