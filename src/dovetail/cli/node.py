@@ -177,6 +177,47 @@ def refuse(
     typer.echo(f"{job}: refused; the running node tells the coordinator")
 
 
+@command(
+    app,
+    epilog="Example: [bold]dovetail node agreement spring-2.toml[/bold], with the signatures of "
+    "all beside it: what [bold]dovetail agreement verify[/bold] takes. A node that serves "
+    "meanwhile works under it from the next round on.",
+)
+def agreement(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...", help="The versions that the node does not hold yet, TOML files."
+        ),
+    ],
+    node: File = HERE,
+    as_json: Json = False,
+) -> None:
+    """Hand the node an agreement that all have signed, without waiting for the coordinator.
+
+    Versions must follow what the node holds, without a gap, and pin the key that it has. From then
+    on nothing is answered under an older one, whatever the coordinator shows.
+    """
+    from dovetail.agreement.files import read_history
+    from dovetail.agreement.terms import digest
+    from dovetail.errors import AgreementError
+    from dovetail.node.opening import kept_terms
+
+    settings = _settings(node)
+    kept = kept_terms(settings, unlock(settings.keys))
+    new = kept.follow(read_history(files, kept.trusted.chain))
+    newest = kept.trusted.newest
+    if newest is None:
+        raise AgreementError("no version of an agreement was given")
+    if as_json:
+        record = {"name": newest.name, "version": newest.version, "digest": digest(newest)}
+        print_json({"new": new, **record})
+        return
+    held = "holds now" if new else "held already"
+    typer.echo(f"{settings.name} {held}: {newest.name!r}, version {newest.version}")
+    typer.echo(f"digest {digest(newest)}")
+
+
 def _settings(node: Path) -> NodeSettings:
     from dovetail.node.settings import load_settings
 
