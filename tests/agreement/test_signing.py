@@ -13,6 +13,7 @@ from dovetail.agreement.permit import permit_of
 from dovetail.agreement.request import Request
 from dovetail.agreement.signing import (
     PERMIT,
+    PREVIEW,
     TERMS,
     SignedPermit,
     SignedTerms,
@@ -124,6 +125,19 @@ def test_coordinator_and_analysts_may_ask(asker: str, asked: Request, terms: Ter
     signed = sign_request(asked, agreed.digest(terms), asker, key_of(asker))
     require_asked(signed, terms)
     require_asked(request_from_record(through_json(request_record(signed))), terms)
+
+
+def test_what_was_signed_to_be_priced_does_not_run(asked: Request, terms: Terms) -> None:
+    key, digest = key_of("analyst"), agreed.digest(terms)
+    priced = sign_request(asked, digest, "analyst", key, PREVIEW)
+    require_asked(priced, terms, PREVIEW)
+    with pytest.raises(PolicyError, match="signed this request to be priced, not to run") as caught:
+        require_asked(priced, terms)
+    assert caught.value.rule == "party"
+    require_asked(sign_request(asked, digest, "analyst", key), terms, PREVIEW)
+    forged = sign_request(asked, digest, "analyst", key_of("coordinator"), PREVIEW)
+    with pytest.raises(PolicyError, match="did not sign this request"):
+        require_asked(forged, terms, PREVIEW)
 
 
 def test_a_request_names_the_terms_it_was_made_under(asked: Request, terms: Terms) -> None:

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,36 @@ from dovetail import errors
 from dovetail.agreement import terms as agreed
 from dovetail.agreement.request import Request
 from dovetail.agreement.signing import (
+    PREVIEW,
     chain_from_record,
+    request_from_record,
     request_record,
     require_permitted,
+    sign_request,
     signed_permit_from_record,
 )
+from dovetail.agreement.terms import Terms
 from dovetail.coordinator.parties import Parties
 from dovetail.coordinator.service import Service
 from dovetail.errors import DataError, PolicyError, SettingError
 from dovetail.privacy import accountant
-from dovetail.simulation.identities import COORDINATOR
+from dovetail.simulation.identities import COORDINATOR, signing_key
 from dovetail.store.model import load_model, save_fetched
 from dovetail.wire.control import METHODS
 from dovetail.wire.peers import NodeLink, Peer
 from tests.agreement.conftest import changed
 from tests.coordinator.nodes import NAMES, Nodes
-from tests.coordinator.office import ANALYST, PATIENCE, Office, asked_by, office, with_analyst
+from tests.coordinator.office import (
+    ANALYST,
+    PATIENCE,
+    Office,
+    asked_by,
+    office,
+    trusting,
+    with_analyst,
+)
 from tests.coordinator.test_parties import fresh_keyring, invited
-from tests.samples import TASK
+from tests.samples import TASK, terms
 
 BAD = json.loads((Path(__file__).parents[1] / "vectors" / "control.json").read_text())["bad"]
 TERMS = with_analyst()
@@ -225,6 +238,40 @@ def test_nobody_hands_in_what_another_signed(desk: Desk) -> None:
     for method, more in (("Submit", {"quorum": 0, "deadline": 60}), ("Preview", {})):
         with pytest.raises(PolicyError, match="handed in by whoever signed it"):
             desk.call(method, COORDINATOR, signed=signed, **more)
+
+
+def test_what_was_signed_to_be_priced_is_not_submitted(desk: Desk) -> None:
+    key = signing_key(ANALYST)
+    priced = request_record(sign_request(REQUEST, agreed.digest(TERMS), ANALYST, key, PREVIEW))
+    assert desk.call("Preview", signed=priced)["partners"].keys() == set(NAMES)
+    with pytest.raises(PolicyError, match="to be priced, not to run"):
+        desk.call("Submit", signed=priced, quorum=0, deadline=60)
+    with pytest.raises(PolicyError, match="to be priced, not to run"):
+        desk.office.docket.submit(request_from_record(priced), 0, 60)
+    assert desk.office.nodes.told("query.propose") == []
+
+
+@pytest.mark.parametrize("known", [None, terms(), TERMS], ids=["none", "unnamed", "other"])
+def test_whom_the_terms_do_not_name_reads_the_agreement_and_nothing_else(
+    known: Terms | None, desk: Desk, tmp_path: Path
+) -> None:
+    desk.released()
+    one, trusted = desk.office, trusting(known) if known else trusting()
+    links = lambda: [LINK]  # noqa: E731
+    service = Service(one.docket, one.store, trusted, desk.parties, links, tmp_path)
+    stranger = Peer("stranger" if known == TERMS else ANALYST, "analyst")
+    assert len(service.call("Agreement", stranger, {})["agreements"]) == (1 if known else 0)
+    calls: list[Callable[[], object]] = [
+        lambda: list(service.watch(stranger, {"job": "job-1", "after": 0}, threading.Event())),
+        lambda: service.fetch(stranger, {"job": "job-1"}),
+    ]
+    others = [method for method in METHODS if method != "Agreement"]
+    calls += [partial(service.call, method, stranger, {"job": "job-1"}) for method in others]
+    for call in calls:
+        with pytest.raises(PolicyError, match="no agreement that all signed names") as caught:
+            call()
+        assert caught.value.rule == "party"
+    assert service.call("Nodes", PEERS[COORDINATOR], {})["parties"] == []
 
 
 def test_parties_are_listed_with_their_connections(desk: Desk) -> None:

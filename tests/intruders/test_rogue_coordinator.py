@@ -12,8 +12,9 @@ import pytest
 from flwr.app import ConfigRecord, MetricRecord
 
 from dovetail.agreement import request as requests
+from dovetail.agreement import terms as agreed
 from dovetail.agreement.request import ModelSpec, Request
-from dovetail.agreement.signing import SignedRequest
+from dovetail.agreement.signing import PREVIEW, SignedRequest, sign_request
 from dovetail.errors import DovetailError, LedgerError, PolicyError, ProtocolError, SchemaError
 from dovetail.flower.records import array_record
 from tests.intruders.house import (
@@ -88,6 +89,21 @@ def test_a_proposal_that_breaks_a_rule(
     assert told(caplog, f"refused a proposal: {rule}: ")
     if rule != "request":  # a preview does not ask what was admitted before
         assert previewed(rogue, signed) == rule
+
+
+def test_what_an_analyst_only_had_priced(
+    rogue: RogueCoordinator, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = rogue.house
+    request, key = with_task("job-2"), house.keys[ANALYST].signing
+    digest = agreed.digest(house.terms)
+    priced = sign_request(request, digest, ANALYST, key, PREVIEW)
+    assert rogue.preview(priced)["refused_by"] == ""
+    with pytest.raises(PolicyError, match="to be priced, not to run"):
+        rogue.propose(priced)
+    assert told(caplog, "refused a proposal: party: ")
+    with pytest.raises(PolicyError):
+        rogue.train(1, request)
 
 
 def previewed(rogue: RogueCoordinator, signed: SignedRequest) -> str:

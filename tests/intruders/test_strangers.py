@@ -20,7 +20,7 @@ from dovetail.agreement.enrolment import request_enrolment
 from dovetail.crypto.certificates import certificate_of, new_tls_key, private_pem
 from dovetail.crypto.keyring import Keyring
 from dovetail.crypto.keys import new_signing_key
-from dovetail.errors import RemoteProtocolError, SettingError, TransportError
+from dovetail.errors import PolicyError, RemoteProtocolError, SettingError, TransportError
 from dovetail.wire.attendance import Attendance
 from dovetail.wire.control import METHODS, ControlClient
 from dovetail.wire.peers import Access
@@ -176,7 +176,10 @@ def test_who_was_revoked_or_whose_invitation_was_used(desk: Office) -> None:
     house = desk.house
     keyring = house.enrol("leaver", "analyst")
     with desk.client(keyring) as client:
-        client.call("Nodes", {})
+        assert client.call("Agreement", {})["agreements"]
+        for method in ("Nodes", "List"):
+            with pytest.raises(PolicyError, match="no agreement that all signed names 'leaver'"):
+                client.call(method, {})
         house.parties.revoke("leaver")
         with pytest.raises(TransportError, match="not enrolled, or was revoked"):
             client.call("Nodes", {})

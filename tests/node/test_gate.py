@@ -12,11 +12,12 @@ import pytest
 
 from dovetail.agreement.policy import NOTHING_MORE, NodePolicy
 from dovetail.agreement.request import Request
-from dovetail.agreement.terms import Budget, Terms
+from dovetail.agreement.signing import PREVIEW, sign_request
+from dovetail.agreement.terms import Budget, Terms, digest
 from dovetail.errors import LedgerError, PolicyError
 from dovetail.node.gate import Decision, Gate
 from dovetail.privacy import accountant
-from dovetail.simulation.identities import asked
+from dovetail.simulation.identities import COORDINATOR, asked, signing_key
 from dovetail.store.desk import Desk
 from dovetail.store.ledger import LedgerStore
 from tests.samples import TASK, terms
@@ -96,6 +97,22 @@ def test_a_permit_given_again_needs_no_room_and_asks_nobody_again(
     one.admit(asked(REQUEST, TERMS))
     with refused("jobs"):
         one.admit(asked(Request("job-2", TASK), TERMS))
+
+
+def test_what_was_signed_to_be_priced_is_priced_and_not_admitted(
+    ledger: LedgerStore, clock: Clock
+) -> None:
+    key = signing_key(COORDINATOR)
+    priced = sign_request(REQUEST, digest(TERMS), COORDINATOR, key, PREVIEW)
+    one = gate(ledger, clock)
+    assert one.preview(priced).refused_by == ""
+    with refused("party"):
+        one.admit(priced)
+    assert kinds(ledger) == []
+    assert one.preview(asked(REQUEST, TERMS)).refused_by == ""
+    one.admit(asked(REQUEST, TERMS))
+    with refused("party"):
+        one.admit(priced)
 
 
 def test_other_content_under_an_admitted_name_is_no_permit(

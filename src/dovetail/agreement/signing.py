@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal
 
 from dovetail.agreement import request as requests
 from dovetail.agreement import terms as agreed
@@ -21,8 +21,13 @@ from dovetail.crypto.keyring import Keyring
 from dovetail.crypto.keys import SigningKey, verify
 from dovetail.errors import AgreementError, PolicyError, RemoteProtocolError, SettingError
 
-TERMS, REQUEST, PERMIT = "agreement", "request", "permit"
+TERMS: Final = "agreement"
+REQUEST: Final = "request"
+PREVIEW: Final = "preview"
+PERMIT: Final = "permit"
 """What a signature is for; part of what is signed."""
+Asking = Literal["preview", "request"]
+"""Asking what a request would cost, or for it to run."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class SignedRequest:
         request: what is asked.
         terms_digest: under which terms, exactly.
         asked_by: the name in the terms of the party that asks.
-        signature: of that party over the digests of both.
+        signature: of that party over the digests of both, to price the request or to run it.
     """
 
     request: Request
@@ -124,19 +129,30 @@ def sign_as(terms: Terms, keyring: Keyring, previous: Terms | None = None) -> Si
 
 
 def sign_request(
-    request: Request, terms_digest: str, asked_by: str, key: SigningKey
+    request: Request,
+    terms_digest: str,
+    asked_by: str,
+    key: SigningKey,
+    purpose: Asking = REQUEST,
 ) -> SignedRequest:
-    """A request as its asker signs it."""
-    signature = key.sign(REQUEST, _asked(request, terms_digest, asked_by))
+    """A request as its asker signs it, to have it run or only priced."""
+    signature = key.sign(purpose, _asked(request, terms_digest, asked_by))
     return SignedRequest(request, terms_digest, asked_by, signature)
 
 
-def require_asked(signed: SignedRequest, terms: Terms) -> None:
+def require_asked(signed: SignedRequest, terms: Terms, purpose: Asking = REQUEST) -> None:
     """Do nothing if a party that may ask did ask this, under these terms.
+
+    Args:
+        signed: what is asked.
+        terms: under which terms.
+        purpose: what is to be done with it. What was signed to be priced is never run; what was
+            signed to run may be priced too, since running it tells more.
 
     Raises:
         PolicyError: rule ``terms`` (it was asked under other terms), ``party`` (the terms do not
-            know who asks, or the signature is not theirs) or ``role`` (they may not ask).
+            know who asks, or the signature is not theirs, or not for this) or ``role`` (they may
+            not ask).
     """
     if signed.terms_digest != agreed.digest(terms):
         raise PolicyError("terms", "the request was made under other terms than are in force here")
@@ -146,11 +162,12 @@ def require_asked(signed: SignedRequest, terms: Terms) -> None:
     party, duty = asker
     if duty == "partner":
         raise PolicyError("role", "a partner brings customers; it cannot ask for jobs")
-    try:
-        asked = _asked(signed.request, signed.terms_digest, signed.asked_by)
-        verify(party.key, signed.signature, REQUEST, asked)
-    except RemoteProtocolError:
-        raise PolicyError("party", f"{party.name!r} did not sign this request") from None
+    if _signed_for(signed, party, REQUEST):
+        return
+    if not _signed_for(signed, party, PREVIEW):
+        raise PolicyError("party", f"{party.name!r} did not sign this request")
+    if purpose != PREVIEW:
+        raise PolicyError("party", f"{party.name!r} signed this request to be priced, not to run")
 
 
 def sign_permit(permit: Permit, key: SigningKey) -> SignedPermit:
@@ -249,6 +266,15 @@ def signed_permit_from_record(record: object) -> SignedPermit:
         return SignedPermit(permit_from_record(read.raw("permit")), read.text("signature"))
     except SettingError as error:
         raise RemoteProtocolError(str(error)) from None
+
+
+def _signed_for(signed: SignedRequest, party: Party, purpose: Asking) -> bool:
+    asked = _asked(signed.request, signed.terms_digest, signed.asked_by)
+    try:
+        verify(party.key, signed.signature, purpose, asked)
+    except RemoteProtocolError:
+        return False
+    return True
 
 
 def _asked(request: Request, terms_digest: str, asked_by: str) -> Mapping[str, Any]:

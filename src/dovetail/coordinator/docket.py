@@ -15,7 +15,7 @@ from pathlib import Path
 from dovetail.agreement import request as requests
 from dovetail.agreement import terms as agreed
 from dovetail.agreement.record import require
-from dovetail.agreement.signing import SignedRequest, require_asked
+from dovetail.agreement.signing import PREVIEW, SignedRequest, require_asked
 from dovetail.agreement.terms import Terms
 from dovetail.agreement.trusted import TrustedTerms
 from dovetail.coordinator.job import TRANSITIONS, State
@@ -108,7 +108,7 @@ class Docket:
             AgreementError: no terms are in force.
         """
         terms = self._in_force()
-        require_asked(signed, terms)
+        require_asked(signed, terms, PREVIEW)
         return ask_previews(self._channel, signed, _nodes(terms), PREVIEW_SECONDS)
 
     def submit(self, signed: SignedRequest, quorum: int, deadline: float) -> JobRecord:

@@ -1,5 +1,8 @@
 """What analysts and operators can do: each call reads a record, asks the docket, answers one.
 
+Whoever is enrolled may read the agreement. All else is for the operator, and for analysts whom the
+newest terms name.
+
 ============ =================================================== ==========================
 call         asks                                                 answers
 ============ =================================================== ==========================
@@ -28,6 +31,9 @@ from typing import Any
 from dovetail.agreement import terms as agreed
 from dovetail.agreement.record import Fields
 from dovetail.agreement.signing import (
+    PREVIEW,
+    REQUEST,
+    Asking,
     SignedRequest,
     chain_record,
     request_from_record,
@@ -82,12 +88,15 @@ class Service:
         Raises:
             DovetailError: says why not; its text goes to the caller.
         """
+        if method != "Agreement":  # read before it is signed, or by who is to be named
+            self._require_named(peer)
         return self._calls[method](peer, record)
 
     def watch(
-        self, _peer: Peer, record: dict[str, Any], cancelled: threading.Event
+        self, peer: Peer, record: dict[str, Any], cancelled: threading.Event
     ) -> Iterator[dict[str, Any]]:
         """Events of one job until it has ended, or of all jobs until cancelled."""
+        self._require_named(peer)
         read = Fields(record, "watch", ("job", "after"))
         job = read.text("job") if read.raw("job") else None
         after, told, ended = read.whole("after"), False, False
@@ -107,8 +116,9 @@ class Service:
             if not (ended and told):  # the end is told right after it is noted
                 self._store.wait_for_events(newest, _WATCH_SECONDS)
 
-    def fetch(self, _peer: Peer, record: dict[str, Any]) -> tuple[dict[str, Any], Iterable[bytes]]:
+    def fetch(self, peer: Peer, record: dict[str, Any]) -> tuple[dict[str, Any], Iterable[bytes]]:
         """The card of a released model, and the bytes of its arrays."""
+        self._require_named(peer)
         job = _job(record)
         kept = self._store.release(job)
         if kept is None or self._store.get(job).state != "released":
@@ -118,8 +128,16 @@ class Service:
             raise DataError(f"the model of job {job!r} is missing at the coordinator")
         return dict(kept.record), _pieces(path)
 
+    def _require_named(self, peer: Peer) -> None:
+        """Do nothing if an analyst is named by the newest terms that all signed."""
+        terms = self._trusted.newest
+        named = [analyst.name for analyst in terms.analysts] if terms else []
+        if peer.role == "analyst" and peer.name not in named:
+            raise PolicyError("party", f"no agreement that all signed names {peer.name!r}")
+
     def _preview(self, peer: Peer, record: Record) -> dict[str, Any]:
-        signed = self._signed_by(peer, Fields(record, "preview", ("signed",)).raw("signed"))
+        asked = Fields(record, "preview", ("signed",)).raw("signed")
+        signed = self._signed_by(peer, asked, PREVIEW)
         partners = self._docket.preview(signed)
         terms, task = self._trusted.newest, signed.request.task
         assert terms is not None  # noqa: S101 - the docket judged by them
@@ -137,16 +155,16 @@ class Service:
 
     def _submit(self, peer: Peer, record: Record) -> dict[str, Any]:
         read = Fields(record, "submit", ("signed", "quorum", "deadline"))
-        signed = self._signed_by(peer, read.raw("signed"))
+        signed = self._signed_by(peer, read.raw("signed"), REQUEST)
         job = self._docket.submit(signed, read.whole("quorum"), read.number("deadline"))
         return _shown(job)
 
-    def _signed_by(self, peer: Peer, record: object) -> SignedRequest:
+    def _signed_by(self, peer: Peer, record: object, purpose: Asking) -> SignedRequest:
         signed = request_from_record(record)
         if signed.asked_by != peer.name:
             raise PolicyError("party", "a request is handed in by whoever signed it")
         if self._trusted.newest is not None:
-            require_asked(signed, self._trusted.newest)
+            require_asked(signed, self._trusted.newest, purpose)
         return signed
 
     def _approve(self, peer: Peer, record: Record) -> dict[str, Any]:

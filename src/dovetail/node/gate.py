@@ -18,7 +18,7 @@ from dovetail.agreement.policy import (
     require_allowed,
 )
 from dovetail.agreement.request import Request, digest
-from dovetail.agreement.signing import SignedRequest, require_asked
+from dovetail.agreement.signing import PREVIEW, REQUEST, Asking, SignedRequest, require_asked
 from dovetail.agreement.terms import Terms
 from dovetail.errors import PolicyError, PrivacyError
 from dovetail.privacy import accountant
@@ -98,7 +98,7 @@ class Gate:
         """
         refused_by, text = "", ""
         try:
-            self._judge(signed)
+            self._judge(signed, PREVIEW)
         except PolicyError as error:
             refused_by, text = error.rule, str(error).removeprefix(f"{error.rule}: ")
         ledger, task = self._ledger.refresh(), signed.request.task
@@ -181,8 +181,8 @@ class Gate:
             if now > permit_end(self._terms, datetime.fromisoformat(spending[job].reserved_at)):
                 self._ledger.cancel(job)
 
-    def _judge(self, signed: SignedRequest) -> None:
-        require_asked(signed, self._terms)
+    def _judge(self, signed: SignedRequest, purpose: Asking = REQUEST) -> None:
+        require_asked(signed, self._terms, purpose)
         ledger, now = self._ledger.refresh(), self._clock()
         judge(signed.request, self._terms, self._partner, self._cohort, ledger, self._policy, now)
 
