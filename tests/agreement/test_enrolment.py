@@ -20,10 +20,12 @@ from dovetail.agreement.enrolment import (
     invitation_from_record,
     request_enrolment,
     request_from_record,
+    require_coordinator,
 )
-from dovetail.crypto.certificates import certificate_of, new_certificate, new_tls_key
+from dovetail.agreement.terms import Terms
+from dovetail.crypto.certificates import certificate_of, new_certificate, new_tls_key, pin_of
 from dovetail.crypto.keyring import Keyring, make_keyring
-from dovetail.errors import DovetailError, RemoteProtocolError, SettingError
+from dovetail.errors import AgreementError, DovetailError, RemoteProtocolError, SettingError
 from tests.agreement.conftest import key_of, read
 
 VECTORS = read("enrolment.json")
@@ -157,3 +159,11 @@ def test_a_malformed_file_is_refused(
 def test_what_is_no_table_is_refused(reader: Callable[[object], object], record: object) -> None:
     with pytest.raises(SettingError, match="expected a table"):
         reader(record)
+
+
+def test_the_server_is_the_one_that_the_terms_pin(invitation: Invitation, terms: Terms) -> None:
+    certificate = invitation.certificate.encode()
+    pinned = replace(terms.coordinator, certificate=pin_of(certificate))
+    require_coordinator(replace(terms, coordinator=pinned), certificate)
+    with pytest.raises(AgreementError, match="pin another certificate for 'coordinator' than"):
+        require_coordinator(terms, certificate)

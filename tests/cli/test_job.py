@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,16 +18,17 @@ from typer.testing import CliRunner
 
 from dovetail.agreement.files import read_request
 from dovetail.agreement.request import TrainingTask
-from dovetail.agreement.signing import chain_from_record
+from dovetail.agreement.signing import SignedTerms, chain_from_record, chain_record, sign_as
 from dovetail.cli.main import app
 from dovetail.cli.outcome import Code
 from dovetail.coordinator import app as apps
-from dovetail.crypto.keyring import load_keyring
+from dovetail.crypto.keyring import load_keyring, make_keyring
 from dovetail.simulation.federation import COORDINATOR
 from dovetail.store.desk import Desk
 from dovetail.store.model import load_model
 from tests.coordinator.nodes import NAMES, now
 from tests.loopback import Loopback, loopback
+from tests.node.homes import amended
 from tests.samples import TASK, terms
 
 GENTLE = replace(TASK, noise_multiplier=6.0)
@@ -213,6 +215,67 @@ def test_the_coordinators_own_keys_ask_as_its_operator(club: Club) -> None:
     name, file = club.file()
     assert club.job("submit", file, keys=own).exit_code == Code.DONE
     assert json.loads(club.done("show", name, "--json"))["asked_by"] == COORDINATOR
+
+
+def copied(club: Club, folder: Path) -> Path:
+    """The analyst's keys as they were made, in another folder."""
+    shutil.copytree(club.keys, folder)
+    (folder / "agreement.json").unlink(missing_ok=True)
+    return folder
+
+
+def test_an_older_agreement_than_was_shown_before_is_refused(club: Club, tmp_path: Path) -> None:
+    keys, (_, file) = copied(club, tmp_path / "keys"), club.file()
+    assert club.job("preview", file, keys=keys).exit_code == Code.DONE
+    kept = json.loads((keys / "agreement.json").read_text())
+    assert [entry["terms"]["version"] for entry in kept["agreements"]] == [1]
+    second = amended(club.here.terms, max_rounds=10)
+    parties = {name: club.here.keyring(name) for name in (COORDINATOR, *NAMES)}
+    parties["ann"] = load_keyring(keys)
+    signatures = [sign_as(second, keyring) for keyring in parties.values()]
+    chain = [*chain_from_record(kept), SignedTerms(second, tuple(signatures))]
+    (keys / "agreement.json").write_text(json.dumps(chain_record(chain)))
+    for words in (["preview", file], ["submit", file], ["permits", "job-x"], ["agreement"]):
+        result = club.job(*words, keys=keys)
+        assert result.exit_code == Code.USAGE
+        if words[0] != "permits":
+            assert "an older or another agreement was shown" in result.stderr
+
+
+def test_terms_that_pin_another_key_for_who_asks_are_refused(club: Club, tmp_path: Path) -> None:
+    keys, (_, file) = copied(club, tmp_path / "keys"), club.file()
+    make_keyring(tmp_path / "other", "ann", now())
+    shutil.copy(tmp_path / "other" / "signing.pem", keys / "signing.pem")
+    for _ in range(2):
+        result = club.job("preview", file, keys=keys)
+        assert result.exit_code == Code.USAGE
+        assert "the terms pin another key for 'ann' than it has" in result.stderr
+        assert club.job("agreement", keys=keys).exit_code == Code.DONE
+
+
+def test_whom_the_terms_do_not_name_reads_the_agreement_only(club: Club, tmp_path: Path) -> None:
+    own, keys = club.here.home(COORDINATOR), tmp_path / "ben" / "keys"
+    done("coordinator", "invite", "ben", "--analyst", "-f", own, "-o", tmp_path)
+    done("keys", "new", keys, "--invitation", tmp_path / "ben.invitation")
+    done("coordinator", "enrol", tmp_path / "ben" / "ben.request", "-f", own)
+    (shown,) = json.loads(done("job", "agreement", "--keys", keys))["agreements"]
+    assert shown["terms"]["version"] == 1
+    for command in ("list", "nodes"):
+        result = club.job(command, keys=keys)
+        assert result.exit_code == Code.BAD
+        assert "no agreement that all signed names 'ben'" in result.stderr
+    done("coordinator", "revoke", "ben", "-f", own)
+
+
+def test_a_coordinator_with_another_certificate_than_the_terms_pin(tmp_path: Path) -> None:
+    with loopback(tmp_path / "here") as here:
+        coordinator = replace(here.terms.coordinator, certificate="c0" * 32)
+        here.federation.terms = replace(here.terms, coordinator=coordinator)
+        here.federation.sign(here.terms, {n: here.keyring(n) for n in (COORDINATOR, *NAMES)})
+        here.start()
+        result = call("job", "agreement", "--keys", here.home(COORDINATOR) / "keys")
+    assert result.exit_code == Code.USAGE
+    assert "the terms pin another certificate for 'coordinator'" in result.stderr
 
 
 def test_a_partner_cannot_ask(club: Club) -> None:

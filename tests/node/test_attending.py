@@ -20,6 +20,7 @@ from dovetail.crypto.keyring import load_keyring
 from dovetail.errors import AgreementError, SettingError
 from dovetail.node import attending
 from dovetail.node.attending import access_of, attend
+from dovetail.node.checking import check_node
 from dovetail.node.settings import load_settings
 from dovetail.store.desk import Desk
 from dovetail.store.ledger import LedgerStore
@@ -105,6 +106,24 @@ def test_access_is_what_the_folder_of_keys_says(here: Loopback) -> None:
     assert access.private_key == keyring.tls_key
 
 
+def test_another_server_than_the_terms_pin_is_answered_nothing(here: Loopback) -> None:
+    """The invitation was given another certificate than the one that all signed."""
+    pin = "c0" * 32
+    coordinator = replace(here.terms.coordinator, certificate=pin)
+    here.federation.terms = replace(here.terms, coordinator=coordinator)
+    keys = {name: here.keyring(name) for name in ("coordinator", "retailer")}
+    here.federation.sign(here.terms, keys)
+    here.start()
+    here.attend("retailer")
+    assert run(here, "job-1") == "refused"
+    reason = here.call("Show", job="job-1")["reason"]
+    assert "terms: the terms pin another certificate for 'coordinator'" in reason
+    assert not (here.home("retailer") / "retailer.ledger").exists()
+    steps = check_node(here.home("retailer") / "node.toml", load_keyring)
+    (found,) = [step for step in steps if step.name == "agreement"]
+    assert (found.good, "pin another certificate" in found.text) == (False, True)
+
+
 def test_a_table_that_is_mended_is_tried_again_without_a_restart(here: Loopback) -> None:
     table = here.home("retailer").parents[1] / "tables" / "retailer.csv"
     elsewhere = shutil.move(table, table.with_name("elsewhere.csv"))
@@ -160,4 +179,4 @@ def test_an_agreement_that_cannot_follow_is_logged_and_the_node_stays(
     here.attend("retailer")
     eventually(lambda: "refuses the agreement that was shown" in caplog.text)
     assert run(here, "job-1") == "refused"
-    assert "other terms" in here.call("Show", job="job-1")["reason"]
+    assert "an older or another agreement was shown" in here.call("Show", job="job-1")["reason"]

@@ -20,6 +20,7 @@ from typing import Literal, get_args
 
 from dovetail.agreement.party import Party, require_name
 from dovetail.agreement.record import Fields, require
+from dovetail.agreement.terms import Terms
 from dovetail.crypto.certificates import (
     common_name,
     pin_of,
@@ -28,7 +29,7 @@ from dovetail.crypto.certificates import (
 )
 from dovetail.crypto.keyring import Keyring
 from dovetail.crypto.keys import verify
-from dovetail.errors import RemoteProtocolError
+from dovetail.errors import AgreementError, RemoteProtocolError
 
 InvitedDuty = Literal["partner", "analyst"]
 ENROLMENT = "enrolment"
@@ -156,6 +157,24 @@ def invitation_from_record(record: object) -> Invitation:
 def access_of(invitation: Invitation) -> Access:
     """What stays useful of an invitation once it was answered."""
     return Access(invitation.address, invitation.coordinator, invitation.certificate)
+
+
+def require_coordinator(terms: Terms, certificate: bytes) -> None:
+    """Do nothing if the terms pin this certificate for the coordinator.
+
+    Args:
+        terms: that all parties signed.
+        certificate: the only one that is accepted of the server, PEM; from the invitation.
+
+    Raises:
+        AgreementError: they pin another one.
+        SettingError: the certificate cannot be read.
+    """
+    if pin_of(certificate) != terms.coordinator.certificate:
+        raise AgreementError(
+            f"the terms pin another certificate for {terms.coordinator.name!r} than the "
+            "invitation gave (access.json)"
+        )
 
 
 def access_from_record(record: object) -> Access:

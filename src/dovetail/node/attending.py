@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from dovetail.agreement.enrolment import require_coordinator
 from dovetail.agreement.files import read_access
 from dovetail.agreement.terms import Terms
 from dovetail.crypto.keyring import Keyring
@@ -65,15 +66,16 @@ def attend(
     if keyring.name != settings.name:
         raise SettingError(f"the keys belong to {keyring.name!r}, not to {settings.name!r}")
     desk, kept = Desk(settings.desk), kept_terms(settings, keyring)
-    fresh = [anew]
+    access, fresh = access_of(settings, keyring), [anew]
 
     def open_node(terms: Terms) -> OpenNode:
+        require_coordinator(terms, access.server_certificate)
         opened = OpenNode(settings, terms, keyring, clock=clock, anew=fresh[0], child=child)
         fresh[0] = False
         return opened
 
     session = Session(kept, open_node, desk, clock)
-    attendance = Attendance(access_of(settings, keyring), session.handle, _welcomed(session))
+    attendance = Attendance(access, session.handle, _welcomed(session))
     watcher = threading.Thread(target=_watch, args=(session, desk, attendance, stop), daemon=True)
     with desk.alone():
         watcher.start()

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from dovetail.agreement import terms as agreed
+from dovetail.agreement.enrolment import require_coordinator
 from dovetail.agreement.signing import chain_from_record
 from dovetail.agreement.terms import Terms
 from dovetail.crypto.certificates import valid_until
@@ -137,6 +138,8 @@ def _agreement(
         if shown is not None:
             trusted.follow(chain_from_record(json.loads(shown.document)))
         terms = trusted.in_force(now.date())
+        if shown is not None:
+            require_coordinator(terms, access_of(settings, keyring).server_certificate)
     except (DovetailError, ValueError) as error:
         return Step("agreement", False, str(error), _agreement_mend(error)), None
     return _understood(terms, settings), terms
@@ -155,6 +158,10 @@ def _understood(terms: Terms, settings: NodeSettings) -> Step:
 def _agreement_mend(error: Exception) -> str:
     if isinstance(error, AgreementError) and "not signed by" in str(error):
         return "these parties have yet to sign: dovetail agreement sign"
+    if isinstance(error, AgreementError) and "pin another key" in str(error):
+        return "put the keys that the agreement pins in keys, or have it amended"
+    if isinstance(error, AgreementError) and "pin another certificate" in str(error):
+        return "do not serve before you know whose certificate access.json names: ask by telephone"
     return "sign the agreement, send the signature to the coordinator, and check again"
 
 
