@@ -5,7 +5,13 @@ import pytest
 from flwr.app import Context, Error, Message, RecordDict
 
 from dovetail import errors
-from dovetail.errors import DovetailError, PolicyError, RemoteProtocolError, SchemaError
+from dovetail.errors import (
+    DovetailError,
+    LocalProtocolError,
+    PolicyError,
+    RemoteProtocolError,
+    SchemaError,
+)
 from dovetail.flower.client import (
     answer,
     client_app,
@@ -64,9 +70,14 @@ def test_nothing_of_an_unforeseen_exception_leaves(
     assert caplog.records[0].exc_info is not None, "the node's own log keeps the traceback"
 
 
-def test_an_unknown_action_is_refused_without_detail() -> None:
-    reply = reply_to(echo, Message(RecordDict(), 5, "query.other"))
-    assert reply.error == Error(1000, "internal error")
+@pytest.mark.parametrize("kind", ["query.other", "query", "train", "evaluate"])
+def test_an_unknown_kind_of_message_breaks_the_protocol(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    arrived = error_from_reply(reply_to(echo, Message(RecordDict(), 5, kind)))
+    assert type(arrived) is LocalProtocolError
+    assert str(arrived) == "this node knows no message of that kind"
+    assert f"refused a message of kind '{kind}': this node knows no" in caplog.text
 
 
 def test_context_of_that_refuses_is_a_refusal() -> None:

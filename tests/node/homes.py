@@ -22,7 +22,7 @@ from dovetail.agreement.signing import (
     sign_terms,
 )
 from dovetail.agreement.terms import Terms
-from dovetail.coordinator.round import initial_arrays
+from dovetail.coordinator.round import Arrays, initial_arrays
 from dovetail.crypto.keyring import Keyring, load_keyring, make_keyring
 from dovetail.crypto.keys import SigningKey
 from dovetail.privacy.event import Spending
@@ -132,12 +132,14 @@ def asked(known: Terms, request: Request = REQUEST) -> SignedRequest:
     return sign_request(request, agreed.digest(known), COORDINATOR, key)
 
 
-def released(known: Terms, request: Request = REQUEST) -> tuple[dict[str, object], Release]:
+def released(
+    known: Terms, request: Request = REQUEST, arrays: Arrays | None = None
+) -> tuple[dict[str, object], Release]:
     """A model as a coordinator would hand it out, with its card."""
     task = request.task
     origin = Provenance(request.job, requests.digest(request), agreed.digest(known), task.rounds)
     charged: dict[str, Spending] = {name: {task.event: task.steps} for name in SIZES}
-    arrays = initial_arrays(task, known.schema.select(task.features))
-    made = release(arrays, charged, known.budget.delta, origin, customers_overlap=False)
+    start = initial_arrays(task, known.schema.select(task.features))
+    made = release(arrays or start, charged, known.budget.delta, origin, customers_overlap=False)
     card = ModelCard(request, known, dict.fromkeys(SIZES, task.steps), date(2026, 5, 1))
     return card_for(made, card), made

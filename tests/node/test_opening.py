@@ -261,6 +261,25 @@ def test_a_model_of_a_job_that_nobody_here_knows_is_not_kept(request_: Request, 
     assert not (home / "models").exists()
 
 
+def test_a_model_that_is_kept_is_not_replaced_by_another(home: Path) -> None:
+    with opened(home) as node:
+        one_round(node)
+        card, made = released(node.terms)
+        node.node.keep(card, made.value)
+        kept = (home / "models" / "job-1" / "model.safetensors").read_bytes()
+        node.node.keep({**card, "released": "2026-05-02"}, made.value)
+        notes = {**card, "notes": ["It was trained on all of them."]}
+        other = {name: array + np.float32(1) for name, array in made.value.items()}
+        changed, _ = released(node.terms, arrays=other)
+        for record, arrays in ((notes, made.value), (changed, other)):
+            with pytest.raises(SettingError, match="another model is kept as 'job-1'"):
+                node.node.keep(record, arrays)
+        assert (home / "models" / "job-1" / "model.safetensors").read_bytes() == kept
+        (home / "models" / "job-1" / "card.json").write_text("{")
+        with pytest.raises(DataError, match="cannot be read"):
+            node.node.keep(card, made.value)
+
+
 def test_what_is_trusted_is_kept_and_checked_anew(tmp_path: Path, home: Path) -> None:
     settings, keys = settings_of(home), keyring(home)
     first = terms_of(home)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from dovetail.agreement import request as requests
 from dovetail.agreement.request import Request
@@ -25,6 +25,7 @@ from dovetail.errors import (
     AgreementError,
     DovetailError,
     LedgerError,
+    LocalProtocolError,
     PolicyError,
     RemoteProtocolError,
 )
@@ -423,6 +424,26 @@ def test_a_node_that_cannot_open_says_nothing_of_why_and_tries_again(
     table.write_text(good)
     partner.session.prepare()
     assert partner.propose(first)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("query.preview", "the message has no settings"),
+        ("query.propose", "the message has no settings"),
+        ("train", "the message has no settings"),
+        ("query.keep", "the message has no settings"),
+        ("query.close", "the message has no settings"),
+        ("query.reset", "this node knows no message of that kind"),
+        ("evaluate", "this node knows no message of that kind"),
+    ],
+)
+def test_what_cannot_be_read_is_noted_here_and_named_there(
+    kind: str, why: str, partner: Partner, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(LocalProtocolError, match=why):
+        partner.ask(Message(RecordDict(), NODE, kind))
+    assert f"refused a message of kind '{kind}': {why}" in caplog.text
 
 
 @pytest.mark.parametrize("record", [{}, {"signed": 1}, {"request": []}])

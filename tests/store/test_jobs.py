@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dovetail.coordinator.job import TRANSITIONS, State
-from dovetail.errors import DovetailError, LocalProtocolError, SettingError
+from dovetail.errors import DovetailError, LocalProtocolError, RemoteProtocolError, SettingError
 from dovetail.store.jobs import ENDED, RUNNING, JobStore
 from dovetail.store.records import JobRecord
 
@@ -253,16 +253,28 @@ def test_who_waits_is_woken_when_the_store_closes(store: JobStore) -> None:
     waiting.join()
 
 
-def test_a_later_permit_takes_the_place_of_an_earlier(store: JobStore) -> None:
+def test_a_permit_that_is_given_again_takes_the_place_of_the_earlier(store: JobStore) -> None:
     store.add(SPRING)
     store.put_permit("spring", "retailer", {"expires": "2024-06-01"}, "1")
-    store.put_permit("spring", "brand", {"expires": "2024-06-01"}, "2")
-    store.put_permit("spring", "brand", {"expires": "2024-06-02"}, "3")
+    for head, signature in (("a", "2"), ("b", "3")):
+        permit = {"expires": "2024-06-02", "ledger_head": head}
+        store.put_permit("spring", "brand", permit, signature)
     permits = store.permits("spring")
     assert list(permits) == ["brand", "retailer"]
-    assert permits["brand"].record == {"expires": "2024-06-02"}
+    assert permits["brand"].record == {"expires": "2024-06-02", "ledger_head": "b"}
     assert permits["brand"].signature == "3"
     assert store.permits("summer") == {}
+
+
+def test_another_permit_does_not_take_the_place_of_the_first(store: JobStore) -> None:
+    store.add(SPRING)
+    store.ask_permits("spring", ["brand"])
+    first = {"expires": "2024-06-01", "ledger_head": "a", "steps": 3}
+    store.put_permit("spring", "brand", first, "1")
+    for changes in ({"expires": "2024-06-02"}, {"steps": 4}, {"more": 1}):
+        with pytest.raises(RemoteProtocolError, match="gave another permit for this job before"):
+            store.put_permit("spring", "brand", {**first, **changes}, "2")
+    assert store.permits("spring")["brand"].record == first
 
 
 def test_partners_of_an_ended_job_are_told_once(store: JobStore) -> None:

@@ -27,6 +27,7 @@ from dovetail.coordinator.settling import settle
 from dovetail.errors import (
     DovetailError,
     PolicyError,
+    RemoteProtocolError,
     SettingError,
     TooManyDropouts,
     TransportError,
@@ -227,8 +228,8 @@ class Run:
             self.channel, self.signed, self.terms, nodes, self.deadline
         ):
             partner = self.partners[node]
+            answer = self._kept(partner, answer)
             if isinstance(answer, SignedPermit):
-                self.journal.permitted(partner, answer)
                 waiting.discard(node)
                 self._awaited.discard(node)
                 self._tell("permitted", partner)
@@ -236,6 +237,17 @@ class Run:
                 refusals.append((partner, answer))
                 self._tell("refused", partner, str(answer))
         return refusals
+
+    def _kept(
+        self, partner: str, answer: SignedPermit | DovetailError
+    ) -> SignedPermit | DovetailError:
+        """A permit once it is kept; or why there is none."""
+        if isinstance(answer, SignedPermit):
+            try:
+                self.journal.permitted(partner, answer)
+            except RemoteProtocolError as error:
+                return error
+        return answer
 
     def _may_come(self, node: int, answer: DovetailError) -> bool:
         """Whether a partner that did not permit may still do so."""

@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from dovetail.errors import RemoteProtocolError
-from dovetail.flower.client import client_app, get_state, put_state
+from dovetail.flower.client import client_app, get_state, put_state, reading
 from dovetail.flower.grid import ARRAYS, METRICS, WEIGHT
 from dovetail.flower.records import (
     NamedArrays,
@@ -90,21 +90,19 @@ def node_app(actions_of: Callable[[Context], Actions]) -> ClientApp:
     """
 
     def preview(message: Message, context: Context) -> Message:
-        found = actions_of(context).preview(_json(_config_of(message).get(SIGNED)))
+        found = actions_of(context).preview(_signed_of(message))
         return _reply(message, {CONFIG: config_record({"preview": json.dumps(found)})})
 
     def propose(message: Message, context: Context) -> Message:
-        permit = actions_of(context).propose(_json(_config_of(message).get(SIGNED)))
+        permit = actions_of(context).propose(_signed_of(message))
         return _reply(message, {CONFIG: config_record({"permit": json.dumps(permit)})})
 
     def train(message: Message, context: Context) -> Message:
-        request, config = _request_of(message)
-        number = config.get("server-round")
-        if type(number) is not int:
-            raise RemoteProtocolError("a training message names its round")
+        with reading(message):
+            request, number = _round_of(message)
+            arrays = cast("NamedArrays", named_arrays(_arrays_of(message)))
         job = str(request.get("job", ""))
         state = cast("NamedArrays", get_state(context, job) or {})
-        arrays = cast("NamedArrays", named_arrays(_arrays_of(message)))
         contribution = actions_of(context).train(request, number, arrays, state)
         put_state(context, job, contribution.state)
         return _reply(
@@ -116,14 +114,16 @@ def node_app(actions_of: Callable[[Context], Actions]) -> ClientApp:
         )
 
     def close(message: Message, context: Context) -> Message:
-        job = str(_config_of(message).get("job", ""))
+        with reading(message):
+            job = str(_config_of(message).get("job", ""))
         context.state.pop(job, None)
         actions_of(context).close(job)
         return _reply(message, {CONFIG: config_record({})})
 
     def keep(message: Message, context: Context) -> Message:
-        card = _json(_config_of(message).get("card"))
-        arrays = cast("NamedArrays", named_arrays(_arrays_of(message)))
+        with reading(message):
+            card = _json(_config_of(message).get("card"))
+            arrays = cast("NamedArrays", named_arrays(_arrays_of(message)))
         actions_of(context).keep(card, arrays)
         return _reply(message, {CONFIG: config_record({})})
 
@@ -194,9 +194,18 @@ def _reply(message: Message, records: dict[str, object]) -> Message:
     return Message(RecordDict(records), reply_to=message)  # type: ignore[arg-type]
 
 
-def _request_of(message: Message) -> tuple[Record, Mapping[str, object]]:
+def _signed_of(message: Message) -> Record:
+    with reading(message):
+        return _json(_config_of(message).get(SIGNED))
+
+
+def _round_of(message: Message) -> tuple[Record, int]:
+    """What is asked, and which round of it."""
     config = _config_of(message)
-    return _json(config.get("request")), config
+    number = config.get("server-round")
+    if type(number) is not int:
+        raise RemoteProtocolError("a training message names its round")
+    return _json(config.get("request")), number
 
 
 def _config_of(message: Message) -> Mapping[str, object]:

@@ -8,7 +8,8 @@ another company, and anything else as "internal error"; its traceback stays in t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from dovetail.errors import (
     error_code,
     error_from,
     error_text,
+    readable,
 )
 from dovetail.flower import codec
 from dovetail.flower.records import array_record, named_arrays
@@ -43,11 +45,13 @@ def client_app(actions: Mapping[str, Action]) -> ClientApp:
         actions: by message type: ``train``, ``evaluate`` or ``query``, each optionally followed
             by a dot and a name of its own.
 
+    A message of any other kind is refused as a breach of the protocol.
+
     Guarantees:
         No text of an exception leaves the app but that of a ``DovetailError``, whoever runs it:
         our channels, Flower's simulation engine or a SuperNode.
     """
-    app = ClientApp()
+    app = _StrictApp(actions)
     registrars = {"train": app.train, "evaluate": app.evaluate, "query": app.query}
     for message_type, action in actions.items():
         category, _, name = message_type.partition(".")
@@ -116,9 +120,38 @@ def get_state(context: Context, name: str) -> dict[str, npt.NDArray[Any]] | None
     return named_arrays(record) if isinstance(record, ArrayRecord) else None
 
 
+@contextmanager
+def reading(request: Message) -> Iterator[None]:
+    """While a message is read; notes in this side's own log what cannot be, and raises it."""
+    try:
+        yield
+    except DovetailError as error:
+        kind = readable(request.metadata.message_type)
+        _logger.warning("refused a message of kind %r: %s", kind, error)
+        raise
+
+
+class _StrictApp(ClientApp):
+    """A client app that tells a kind of message that it does not know from a failure of its own."""
+
+    def __init__(self, kinds: Iterable[str]) -> None:
+        super().__init__()
+        self._kinds = frozenset(kinds)
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        return _guarded(self._act)(message, context)
+
+    def _act(self, message: Message, context: Context) -> Message:
+        with reading(message):
+            if message.metadata.message_type not in self._kinds:
+                raise RemoteProtocolError("this node knows no message of that kind")
+        return super().__call__(message, context)
+
+
 def _with_content(request: Message) -> Message:
-    if request.has_error():
-        raise RemoteProtocolError("an error was sent where something was to be asked")
+    with reading(request):
+        if request.has_error():
+            raise RemoteProtocolError("an error was sent where something was to be asked")
     return request
 
 

@@ -29,7 +29,7 @@ from dovetail.store.agreement import KeptTerms
 from dovetail.store.card import card_from_record
 from dovetail.store.desk import Desk
 from dovetail.store.ledger import LedgerStore
-from dovetail.store.model import save_received
+from dovetail.store.model import require_no_other, save_received
 from dovetail.store.private_file import make_private
 from dovetail.store.whole_file import write_whole
 
@@ -182,7 +182,9 @@ class OpenNode:
         known = self.ledger.refresh().job(card.request.job)
         if known is None or known.request_digest != record.get("request_digest"):
             raise PolicyError("request", "this partner took part in no such job")
-        save_received(self._settings.models / card.request.job, record, arrays)
+        folder = self._settings.models / card.request.job
+        require_no_other(folder, record)
+        save_received(folder, record, arrays)
 
 
 def _require_declared(customers: int, declared: int) -> None:

@@ -17,7 +17,7 @@ from types import TracebackType
 
 import sqlalchemy as sa
 
-from dovetail.errors import LocalProtocolError, SettingError
+from dovetail.errors import LocalProtocolError, RemoteProtocolError, SettingError
 from dovetail.store import claim as claims
 from dovetail.store.database import LOCK_TIMEOUT, Database
 from dovetail.store.events import Clock, EventLog
@@ -262,10 +262,11 @@ class JobStore(EventLog):
         return job_record(row)
 
     def put_permit(self, job: str, partner: str, record: Record, signature: str) -> None:
-        """Keep a partner's permit, in place of an earlier one for the same job.
+        """Keep a partner's permit, in place of the same that named an earlier head of its ledger.
 
         Raises:
             LocalProtocolError: there is no such job.
+            RemoteProtocolError: another permit of this partner is kept for the job.
         """
         values = {
             "record": as_text(record),
@@ -275,7 +276,11 @@ class JobStore(EventLog):
         }
         statement = self._database.insert(PERMITS).values(job=job, partner=partner, **values)
         statement = statement.on_conflict_do_update(index_elements=["job", "partner"], set_=values)
+        this_one = sa.and_(PERMITS.c.job == job, PERMITS.c.partner == partner)
         with self._database.write() as connection:
+            kept = connection.scalar(sa.select(PERMITS.c.record).where(this_one))
+            if kept not in (None, _NO_PERMIT) and _but_head(parsed(kept)) != _but_head(record):
+                raise RemoteProtocolError("this partner gave another permit for this job before")
             connection.execute(statement)
 
     def ask_permits(self, job: str, partners: Collection[str]) -> None:
@@ -368,6 +373,11 @@ class JobStore(EventLog):
         with self._database.read() as connection:
             row = connection.execute(sa.select(RELEASES).where(RELEASES.c.job == job)).one_or_none()
         return None if row is None else ReleaseRecord(**with_record(row))
+
+
+def _but_head(permit: Record) -> dict[str, object]:
+    """A permit but for what may differ where it is given again."""
+    return {name: value for name, value in permit.items() if name != "ledger_head"}
 
 
 def _unknown(job: str) -> SettingError:

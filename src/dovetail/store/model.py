@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,29 @@ def save_received(folder: Path, record: object, arrays: Arrays) -> ModelCard:
         raise DataError("the arrays are not the ones that the card describes")
     _write(folder, content, card, digest)
     return card
+
+
+def require_no_other(folder: Path, record: object) -> None:
+    """Do nothing if no model is kept in a folder, or this very one, released on whichever day.
+
+    Args:
+        folder: as for :func:`save_received`.
+        record: the card of the model that came, which names its arrays by their digest.
+
+    Raises:
+        SettingError: another model is kept there, or a card cannot be understood.
+        DataError: the card that is kept cannot be read.
+    """
+    path = folder / CARD_FILE
+    if not path.exists():
+        return
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise DataError(f"{CARD_FILE} in {folder.name!r} cannot be read") from None
+    (card, digest), (came, other) = card_from_record(kept), card_from_record(record)
+    same = (replace(came, released=card.released), other) == (card, digest)
+    require(same, f"another model is kept as {folder.name!r}")
 
 
 def save_fetched(folder: Path, record: object, content: bytes) -> ModelCard:
