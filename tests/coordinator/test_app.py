@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from dovetail.agreement import terms as agreed
+from dovetail.agreement.files import signature_path
+from dovetail.agreement.party import Party
 from dovetail.agreement.request import Request
 from dovetail.agreement.signing import (
     chain_from_record,
@@ -25,6 +27,7 @@ from dovetail.agreement.terms import Terms
 from dovetail.coordinator import app as apps
 from dovetail.coordinator.app import Coordinator
 from dovetail.coordinator.settings import load_settings
+from dovetail.crypto.keyring import make_keyring
 from dovetail.errors import PolicyError, SettingError, TransportError
 from dovetail.simulation.federation import COORDINATOR
 from dovetail.store.desk import Desk
@@ -127,6 +130,25 @@ def test_an_amendment_is_taken_over_while_everybody_is_connected(here: Loopback)
     here.federation.terms = second
     here.federation.submit(Request("job-2", replace(TASK, rounds=2)))
     assert here.watch("job-2")[-1] == "released"
+
+
+def test_a_coordinator_goes_on_with_the_key_that_replaced_its_own(here: Loopback) -> None:
+    here.start().close()
+    old, new = here.federation.keyring, make_keyring(here.home("anew"), COORDINATOR, now())
+    party = Party(COORDINATOR, new.signing.public, new.pin)
+    first, second = here.terms, amended(here.terms, coordinator=party)
+    keys = {COORDINATOR: new, **{name: here.keyring(name) for name in NAMES}}
+    here.federation.sign(second, keys)
+    former = sign_terms(second, COORDINATOR, old.signing, first)
+    path = here.home(COORDINATOR) / "agreement.toml"
+    signature_path(path, former, second).write_text(json.dumps(vars(former)))
+    assert here.start()._trusted.newest == first, "the old key does not go on to it"
+    here.coordinator.close()
+    here.federation.keyring = new
+    assert here.start()._trusted.newest == second
+    here.coordinator.close()
+    here.start()
+    assert here.coordinator._trusted.in_force(now().date()) == second
 
 
 def test_terms_that_somebody_has_not_signed_change_nothing(here: Loopback) -> None:

@@ -149,10 +149,8 @@ class Coordinator:
         self.close()
 
     def _known_terms(self, keyring: Keyring) -> TrustedTerms:
-        trusted = TrustedTerms(keyring.name, keyring.signing.public)
-        for record in self._store.agreements():
-            trusted.update(signed_terms_from_record(record))
-        return trusted
+        kept = [signed_terms_from_record(record) for record in self._store.agreements()]
+        return TrustedTerms(keyring.name, keyring.signing.public, kept)
 
     def _adopt(self) -> bool:
         """Moves on to the agreement in the folder, once all parties have signed it."""
