@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dovetail.agreement.entry import Entry
-from dovetail.agreement.ledger import Ledger
+from dovetail.agreement.entry import Entry, time_of
+from dovetail.agreement.ledger import MOST_DRAWN, Ledger
 from dovetail.agreement.terms import Budget
 from dovetail.errors import LedgerError, PolicyError, PrivacyError, SettingError
 from dovetail.privacy import accountant
@@ -127,6 +127,38 @@ def test_a_round_is_not_begun_again_where_the_budget_does_not_cover_it(ledger: L
         ledger.decide_begin("spring", 1, 10, NOW)
     assert caught.value.rule == "budget"
     assert ledger.spending() == {STEP: 10}
+
+
+def test_a_round_asked_again_and_again_costs_a_job_at_most_twice(ledger: Ledger) -> None:
+    reserve(ledger, "spring", 3)
+    for _ in range(MOST_DRAWN):
+        do(ledger, "begin", "spring", 1, 3)
+    with pytest.raises(LedgerError, match="begun too often"):
+        ledger.decide_begin("spring", 1, 3, NOW)
+    assert ledger.spending() == {STEP: MOST_DRAWN * 3}
+    do(ledger, "commit", "spring", 1)
+    reserve(ledger, "summer", 4)
+
+
+def test_attempts_at_one_round_leave_less_for_the_others(ledger: Ledger) -> None:
+    reserve(ledger, "spring", 2)
+    for _ in range(4):
+        do(ledger, "begin", "spring", 1, 1)
+    for number in (1, 2):
+        with pytest.raises(LedgerError, match="begun too often"):
+            ledger.decide_begin("spring", number, 1, NOW)
+    do(ledger, "commit", "spring", 1)
+    do(ledger, "cancel", "spring")
+    assert ledger.spending() == {STEP: 4}
+
+
+def test_a_history_of_more_attempts_than_are_allowed_now_is_readable(ledger: Ledger) -> None:
+    reserve(ledger, "spring", 1)
+    for _ in range(MOST_DRAWN + 1):
+        ledger.apply(
+            Entry(ledger.length + 1, ledger.head, time_of(NOW), "begin", "spring", 1, count=1)
+        )
+    assert ledger.spending() == {STEP: MOST_DRAWN + 1}
 
 
 def test_first_attempts_draw_no_more_than_was_reserved(ledger: Ledger) -> None:

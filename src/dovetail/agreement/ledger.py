@@ -6,7 +6,8 @@
     reserve   the first row of a job      a job never seen; budget            count
     begin     the rows of a round         an open job; a round never          what its reservation
                                           committed; if begun before: the     no longer covers (only
-                                          same count, and budget              after a begin again)
+                                          same count, and budget; no more     after a begin again)
+                                          than twice the reservation drawn
     commit    the first byte of a round   an open job; that round begun,      nothing
                                           not committed
     cancel    nothing more of a job       an open job                         minus what was never
@@ -16,7 +17,8 @@ A job is open from its *reserve* to its *cancel*, and takes place once: its name
 again. The first attempts at its rounds together draw at most what it reserved. A round that was
 begun and never committed, because something crashed, may be begun again; each attempt draws
 ``count`` more, since the first may have computed something, and where the reservation no longer
-covers what is drawn, the difference is charged on top.
+covers what is drawn, the difference is charged on top, until all attempts have drawn
+:data:`MOST_DRAWN` times what was reserved.
 
 A job has charged ``max(reserved, drawn)`` while it is open and ``drawn`` once it is cancelled.
 Entries hold events and never epsilons; ε is computed from all that is charged.
@@ -40,10 +42,11 @@ read back so is charged to a period that still counts, and not to one that is ov
 
 Guarantees:
     ε of all that was charged within one period never exceeds the budget under which it was
-    decided: a crash at any point wastes budget and never overspends it. No committed round can be
-    begun or committed again. Changing, dropping, inserting or reordering entries is found when
-    they are read back, except that a chain cannot know of entries cut off its end (an old copy put
-    back): compare :attr:`Ledger.head` with one noted elsewhere for that.
+    decided: a crash at any point wastes budget and never overspends it. No job is charged more than
+    :data:`MOST_DRAWN` times what it reserved. No committed round can be begun or committed again.
+    Changing, dropping, inserting or reordering entries is found when they are read back, except
+    that a chain cannot know of entries cut off its end (an old copy put back): compare
+    :attr:`Ledger.head` with one noted elsewhere for that.
 """
 
 from __future__ import annotations
@@ -59,6 +62,10 @@ from dovetail.errors import DovetailError, LedgerError, PolicyError
 from dovetail.privacy import accountant
 from dovetail.privacy.accountant import Accountant
 from dovetail.privacy.event import Event, Spending
+
+MOST_DRAWN = 2
+"""How many times its reservation a job may draw, all attempts together: whoever asks one round again
+and again burns no more of a budget, and every round can still crash once and be begun again."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +204,8 @@ class Ledger:
         Raises:
             PolicyError: rule ``budget``; attempts were repeated, and this would not fit.
             LedgerError: the job is not open or its reservation too small, the round was committed
-                before, or begun with another count, or the clock went backwards.
+                before, or begun with another count, the attempts would draw more than
+                :data:`MOST_DRAWN` times what was reserved, or the clock went backwards.
         """
         place = self._length + 1, self._head, time_of(now)
         return self._decide(Entry(*place, "begin", job, round=round_number, count=count))
@@ -222,10 +230,11 @@ class Ledger:
         return self._decide(Entry(*place, "cancel", job))
 
     def apply(self, entry: Entry) -> None:
-        """Add an entry, after checking its place in the chain and every rule but budget and clock.
+        """Add an entry, after checking its place in the chain and every rule but the limits.
 
-        These two are checked when an entry is decided: terms may since have lowered the budget or
-        divided time anew, and a history that was allowed then must still be readable.
+        Budget, clock and :data:`MOST_DRAWN` are checked when an entry is decided: terms may since
+        have lowered the budget or divided time anew, and a history that was allowed then must still
+        be readable.
 
         Raises:
             LedgerError: the entry cannot stand here; the message names its place, and nothing
@@ -266,6 +275,10 @@ class Ledger:
         forwards = self.budget.period_of(entry.moment) >= self._period
         _require(forwards, "the clock went backwards, to before a period that has begun")
         after = self._after(entry)
+        _require(
+            entry.kind != "begin" or after.drawn <= MOST_DRAWN * after.reserved,
+            f"the job's rounds were begun too often: {MOST_DRAWN} times what it reserved is drawn",
+        )
         charged = self._charge(entry.job, after)
         if charged > 0 and not self._covers(after.period, after.event, charged):
             raise PolicyError("budget", "what is left of the privacy budget does not cover this")
