@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from dovetail.cli.outcome import Code
 from dovetail.node.opening import OpenNode
 from dovetail.node.settings import load_settings
 from dovetail.store.desk import Desk
-from tests.node.homes import REQUEST, asked, keyring, released, terms_of, write_homes
+from tests.node.homes import asked, keyring, released, terms_of, write_homes
 
 
 @pytest.fixture
@@ -60,16 +61,16 @@ def test_pausing_and_resuming(home: Path) -> None:
 def test_people_see_what_waits_and_decide(home: Path) -> None:
     assert "nothing waits" in done("waiting", *of(home))
     desk, signed = Desk(home / "desk"), asked(terms_of(home))
-    desk.wait_for_decision(signed)
+    desk.wait_for_decision(signed, datetime.now(UTC))
     shown = done("waiting", *of(home))
     for word in ("job-1", "propensity", "logistic", "spend"):
         assert word in shown
     (record,) = json.loads(done("waiting", *of(home), "--json"))["waiting"]
     assert record == json.loads(json.dumps(request_record(signed)))
     done("approve", "job-1", *of(home))
-    assert desk.decision(REQUEST) == "approved"
+    assert desk.decision(signed, datetime.now(UTC)) == "approved"
     done("refuse", "job-1", *of(home))
-    assert desk.decision(REQUEST) == "refused"
+    assert desk.decision(signed, datetime.now(UTC)) == "refused"
 
 
 @pytest.mark.parametrize("command", ["approve", "refuse"])

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
+from dovetail.agreement.ledger import MOST_DRAWN
 from dovetail.agreement.policy import NOTHING_MORE
 from dovetail.agreement.request import Request
+from dovetail.agreement.signing import SignedRequest
 from dovetail.errors import DovetailError, LedgerError, PolicyError
 from dovetail.flower import codec
 from dovetail.flower.grid import ask
 from dovetail.node.gate import Decision, Gate
 from dovetail.simulation.identities import asked
+from dovetail.store.admissions import Admissions
 from dovetail.store.ledger import LedgerStore
 from tests.intruders.house import (
     now,
@@ -66,8 +69,22 @@ def test_a_round_asked_many_times_at_once_is_answered_once(alone: RogueCoordinat
         answered = list(pool.map(again, range(6)))
     assert sum(answered) == 1
     kinds = alone.house.kinds("retailer")
-    assert kinds.count("commit") == 1
-    assert alone.house.spent("retailer") >= kinds.count("begin")
+    assert kinds == ["reserve", "begin", "commit"], "who waits for the round costs nothing"
+
+
+def test_a_round_that_limits_stop_again_and_again_costs_a_job_at_most_twice(
+    alone: RogueCoordinator,
+) -> None:
+    alone.propose(alone.house.asked())
+    good = dict(good_arrays(alone.house.terms))
+    huge = swapped(good, output_weight=np.full(WEIGHT, 3e38, np.float32))
+    errors: list[DovetailError] = []
+    for _ in range(MOST_DRAWN * TASK.steps + 2):
+        with pytest.raises(DovetailError) as caught:
+            alone.train(1, arrays=huge)
+        errors.append(caught.value)
+    assert [isinstance(error, LedgerError) for error in errors[-3:]] == [False, True, True]
+    assert alone.house.spent("retailer") == MOST_DRAWN * TASK.steps
 
 
 def with_id(message: Message) -> Message:
@@ -90,13 +107,15 @@ def with_id(message: Message) -> Message:
 def test_two_proposals_at_once_where_one_job_may_be_open() -> None:
     known, together = terms(max_concurrent_jobs=1), threading.Barrier(2)
 
-    def both_are_judged(_: Request) -> Decision | None:
+    def both_are_judged(_: SignedRequest) -> Decision | None:
         with suppress(threading.BrokenBarrierError):  # the second is judged after the first
             together.wait(0.2)
         return None
 
     with closing(LedgerStore(None, known.budget, now)) as ledger, ThreadPoolExecutor(2) as pool:
-        gate = Gate(known, "retailer", ledger, 300, NOTHING_MORE, now, both_are_judged)
+        gate = Gate(
+            known, "retailer", ledger, 300, NOTHING_MORE, now, both_are_judged, Admissions(None)
+        )
 
         def propose(job: str) -> str:
             try:

@@ -181,11 +181,11 @@ def test_a_full_desk_refuses_and_has_room_again_once_people_decided(
     monkeypatch.setattr("dovetail.store.desk._MOST_WAITING", 3)
     house, desk = House(tmp_path), Desk(tmp_path / "desk")
     for number in range(3):
-        desk.wait_for_decision(house.asked(with_task(f"job-{number}")))
-    desk.wait_for_decision(house.asked(with_task("job-0")))
+        desk.wait_for_decision(house.asked(with_task(f"job-{number}")), now())
+    desk.wait_for_decision(house.asked(with_task("job-0")), now())
     with pytest.raises(DataError, match="too many requests wait"):
-        desk.wait_for_decision(house.asked(with_task("job-3")))
+        desk.wait_for_decision(house.asked(with_task("job-3")), now())
     desk.decide("job-0", "refused", now())
-    desk.wait_for_decision(house.asked(with_task("job-3")))
+    desk.wait_for_decision(house.asked(with_task("job-3")), now())
     assert [s.request.job for s in desk.waiting()] == ["job-1", "job-2", "job-3"]
     assert desk.waiting()[0].asked_by == ANALYST

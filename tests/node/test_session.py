@@ -16,8 +16,15 @@ import pytest
 from flwr.app import Message, RecordDict
 
 from dovetail.agreement import request as requests
+from dovetail.agreement import terms as agreed
+from dovetail.agreement.party import Party
 from dovetail.agreement.request import Request
-from dovetail.agreement.signing import chain_record, request_record, signed_permit_from_record
+from dovetail.agreement.signing import (
+    chain_record,
+    request_record,
+    sign_request,
+    signed_permit_from_record,
+)
 from dovetail.agreement.terms import Terms
 from dovetail.coordinator.round import initial_arrays
 from dovetail.crypto.keyring import make_keyring
@@ -34,6 +41,7 @@ from dovetail.flower.grid import ask
 from dovetail.node.opening import OpenNode, kept_terms
 from dovetail.node.session import Session
 from dovetail.node.settings import load_settings
+from dovetail.simulation.identities import signing_key
 from dovetail.store.desk import Desk
 from dovetail.store.model import load_model
 from dovetail.wire.memory import MemoryChannel
@@ -246,6 +254,39 @@ def test_terms_that_replaced_the_key_that_a_running_node_has_stop_it(
     assert kept_terms(partner.settings, new).follow(chain)
     with pytest.raises(PolicyError, match="another key for 'retailer' than it has"):
         partner.train(first, 2)
+
+
+def test_an_amendment_without_who_asked_for_it_stops_a_running_job(
+    partner: Partner, first: Terms, tmp_path: Path
+) -> None:
+    party = Party("analyst", signing_key("analyst").public, "a" * 64)
+    known = replace(first, analysts=(party,))
+    request = sign_request(REQUEST, agreed.digest(known), "analyst", signing_key("analyst"))
+    partner.show(known)
+    partner.ask(actions.propose_message(NODE, request_record(request)))
+    partner.train(known, 1)
+    partner.session.shut()
+    again = Partner(partner.home)
+    again.show(known, amended(known, max_rounds=40))
+    again.train(known, 2)
+    without = amended(amended(known, max_rounds=40), analysts=())
+    again.show(known, amended(known, max_rounds=40), without)
+    with refused("party"):
+        again.train(known, 3)
+    again.close()
+    again.session.shut()
+
+
+def test_an_amendment_that_drops_a_column_stops_a_running_job_by_that_rule(
+    partner: Partner, first: Terms
+) -> None:
+    partner.show(first)
+    partner.propose(first)
+    columns = tuple(column for column in first.schema.columns if column.name != "spend")
+    second = amended(first, schema=replace(first.schema, columns=columns))
+    partner.show(first, second)
+    with refused("column"):
+        partner.train(first, 1)
 
 
 @pytest.mark.parametrize("what", ["older", "another", "forged", "unsigned", "stranger"])

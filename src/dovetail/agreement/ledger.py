@@ -64,8 +64,8 @@ from dovetail.privacy.accountant import Accountant
 from dovetail.privacy.event import Event, Spending
 
 MOST_DRAWN = 2
-"""How many times its reservation a job may draw, all attempts together: whoever asks one round again
-and again burns no more of a budget, and every round can still crash once and be begun again."""
+"""How many times its reservation a job may draw, all attempts together: who asks a round again and
+again burns no more of a budget, and every round can still crash once and be begun again."""
 
 
 @dataclass(frozen=True)

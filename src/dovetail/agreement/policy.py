@@ -71,7 +71,8 @@ class NodePolicy:
         max_epsilon_per_job: the most ε that one job alone may cost, > 0; infinite adds nothing.
         max_concurrent_jobs: most jobs open here at once, >= 1; ``None`` adds nothing.
         refused_purposes: purposes that the terms allow and this partner does not.
-        refused_columns: columns that the terms declare and this partner does not let anyone use.
+        refused_columns: columns that the terms declare, the label included, and this partner does
+            not let anyone use.
         approval: ``manual`` asks a person here even where the terms do not.
 
     Raises:
@@ -112,6 +113,8 @@ def judge(
     ledger: Ledger,
     own: NodePolicy,
     now: datetime,
+    *,
+    reserved: bool = False,
 ) -> None:
     """Do nothing if a request may run at one partner, as far as rules and budget go.
 
@@ -126,6 +129,8 @@ def judge(
         ledger: what it has charged so far.
         own: what it refuses beyond the terms.
         now: the time at the partner.
+        reserved: whether the ledger has reserved its cost already, as one of the jobs that are
+            open: of the rules on cost, only what one job may cost is judged again.
 
     Raises:
         PolicyError: the request breaks a rule of :data:`RULES`; the first one is named. The message
@@ -133,6 +138,8 @@ def judge(
     """
     case = _allowed(request, terms, partner, cohort, own, now)
     for rule, costs in _COST_RULES.items():
+        if reserved and rule != "epsilon":
+            continue
         if complaint := costs(case, ledger, now):
             raise PolicyError(rule, complaint)
 
@@ -201,7 +208,9 @@ def _purpose(case: _Case) -> str:
 
 def _label(case: _Case) -> str:
     label = case.terms.schema.label.name
-    return "" if case.request.task.label == label else f"the terms declare the label {label!r}"
+    if case.request.task.label != label:
+        return f"the terms declare the label {label!r}"
+    return f"this partner lets nobody use {label!r}" if label in case.own.refused_columns else ""
 
 
 def _column(case: _Case) -> str:

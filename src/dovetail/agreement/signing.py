@@ -156,6 +156,18 @@ def require_asked(signed: SignedRequest, terms: Terms, purpose: Asking = REQUEST
     """
     if signed.terms_digest != agreed.digest(terms):
         raise PolicyError("terms", "the request was made under other terms than are in force here")
+    require_asker(signed, terms, purpose)
+
+
+def require_asker(signed: SignedRequest, terms: Terms, purpose: Asking = REQUEST) -> None:
+    """Do nothing if a party that may ask under these terms did ask this, under whichever terms.
+
+    For a job that runs while terms are amended: :func:`require_asked` admits it.
+
+    Raises:
+        PolicyError: rule ``party`` or ``role``, as :func:`require_asked`, whose arguments these
+            are; a party whose key was replaced since has to ask anew.
+    """
     asker = {p.name: (p, duty) for p, duty in terms.parties}.get(signed.asked_by)
     if asker is None:
         raise PolicyError("party", "the terms do not know who asks")

@@ -25,6 +25,7 @@ from dovetail.errors import AgreementError, RemoteProtocolError, SettingError
 from dovetail.flower.actions import Contribution, Record
 from dovetail.node.gate import Clock, Decisions, Gate
 from dovetail.schema import Schema
+from dovetail.store.admissions import Admissions
 from dovetail.store.ledger import LedgerStore
 from dovetail.training.round_result import RoundResult
 
@@ -62,6 +63,7 @@ class Node:
         policy: NodePolicy = NOTHING_MORE,
         decisions: Decisions = lambda _: None,
         keep: Keep = lambda _card, _arrays: None,
+        admissions: Admissions | None = None,
     ) -> None:
         """Puts a node together.
 
@@ -76,13 +78,16 @@ class Node:
             policy: its own, stricter rules.
             decisions: what people at the partner said to requests.
             keep: keeps released models.
+            admissions: who asked for the jobs that are admitted; by default known to this object
+                alone, so that no other goes on with them.
 
         Raises:
             AgreementError: the terms do not know the partner.
         """
         self._key, self._schema = key, terms.schema
         self._weight = declared_customers(terms, partner)
-        self._gate = Gate(terms, partner, ledger, cohort, policy, clock, decisions)
+        admissions = admissions or Admissions(None)
+        self._gate = Gate(terms, partner, ledger, cohort, policy, clock, decisions, admissions)
         self._contributor = contributor
         self._keep = keep
 
@@ -97,8 +102,7 @@ class Node:
     def train(self, request: Record, number: int, arrays: Arrays, state: Arrays) -> Contribution:
         """Contributes to one round: charged, computed, recorded, then returned."""
         admitted = _request(request)
-        require_model(admitted, self._schema, arrays)
-        self._gate.begin(admitted, number)
+        self._gate.begin(admitted, number, lambda: require_model(admitted, self._schema, arrays))
         result = self._contributor.contribute(admitted, number, arrays, state)
         self._gate.commit(admitted, number)
         return Contribution(result.arrays, float(self._weight), result.optimizer_state)

@@ -25,6 +25,7 @@ from dovetail.node.settings import NodeSettings
 from dovetail.node.worker import Worker
 from dovetail.privacy.sampler import SecureSampler
 from dovetail.schema import Schema
+from dovetail.store.admissions import Admissions
 from dovetail.store.agreement import KeptTerms
 from dovetail.store.card import card_from_record
 from dovetail.store.desk import Desk
@@ -147,8 +148,9 @@ class OpenNode:
                 self.ledger,
                 clock,
                 settings.policy,
-                desk.decision,
+                lambda signed: desk.decision(signed, clock()),
                 self._keep,
+                Admissions(settings.admitted),
             )
             self._stack = stack.pop_all()
 

@@ -50,7 +50,8 @@ class Session:
 
     Guarantees:
         Nothing is answered but under the newest terms held, which every party signed and which are
-        in force; an older agreement is refused, whoever shows it or asks under it.
+        in force; an older agreement is refused, whoever shows it or asks under it. One round is in
+        flight at a time: another that is asked meanwhile costs nothing until its turn.
     """
 
     def __init__(
@@ -71,6 +72,8 @@ class Session:
         self._kept, self._open = kept, open_node
         self._desk, self._clock = desk, clock
         self._lock = Lock()
+        self._round = Lock()
+        """Held through a round, so that one that waits is judged, and charged, only in its turn."""
         self._opened: OpenNode | None = None
         self._why_closed: DovetailError | None = None
         self._clock_difference = timedelta(0)
@@ -165,12 +168,12 @@ class Session:
                 return node.propose(signed)
             except PolicyError as error:
                 if error.rule == "approval":
-                    self._desk.wait_for_decision(parsed(signed))
+                    self._desk.wait_for_decision(parsed(signed), self._clock())
                 raise
 
     def train(self, request: Record, number: int, arrays: Arrays, state: Arrays) -> Contribution:
-        """See :class:`dovetail.flower.actions.Actions`."""
-        with _refusals_logged(f"round {number}"):
+        """See :class:`dovetail.flower.actions.Actions`; one round at a time."""
+        with _refusals_logged(f"round {number}"), self._round:
             return self._ready().train(request, number, arrays, state)
 
     def close(self, job: str) -> None:

@@ -27,8 +27,8 @@
     threads = 1
 
 Paths are relative to the file. Everything else lies beside it under fixed names: ``keys/`` (with
-the coordinator's address), ``agreement.json``, ``NAME.ledger``, ``arrays/``, ``desk/`` and
-``models/``.
+the coordinator's address), ``agreement.json``, ``NAME.ledger``, ``arrays/``, ``desk/``,
+``admitted/`` and ``models/``.
 """
 
 from __future__ import annotations
@@ -96,6 +96,11 @@ class NodeSettings:
     def desk(self) -> Path:
         """Folder of what people decide."""
         return self.folder / "desk"
+
+    @property
+    def admitted(self) -> Path:
+        """Folder of who asked for the jobs that are admitted."""
+        return self.folder / "admitted"
 
     @property
     def models(self) -> Path:
