@@ -28,6 +28,7 @@ GOOD = [
     "coordinator",
     "clock",
     "agreement",
+    "policy",
     "table",
     "cohort",
     "budget",
@@ -216,6 +217,28 @@ def test_who_was_revoked_is_told_that_the_coordinator_does_not_know_it(tmp_path:
         steps = {step.name: step for step in checked(other.home("retailer"))}
     assert not steps["coordinator"].good
     assert "enrolled" in steps["coordinator"].mend
+
+
+@pytest.mark.parametrize(
+    ("policy", "named", "meant"),
+    [
+        ('refused_columns = ["spnd"]', "'spnd'", "'spend'"),
+        ('refused_columns = ["age", "Bought"]', "'Bought'", "'bought'"),
+        ('refused_purposes = ["propensty"]', "'propensty'", "'propensity'"),
+    ],
+)
+def test_a_misspelt_name_that_would_refuse_nothing(
+    policy: str, named: str, meant: str, home: Path
+) -> None:
+    toml = home / "node.toml"
+    text = toml.read_text()
+    toml.write_text(f"{text}[policy]\n{policy}\n")
+    found = problem(home)
+    assert found.name == "policy"
+    assert f"names {named}" in found.text
+    assert f"did you mean {meant}?" in found.text
+    toml.write_text(f'{text}[policy]\nrefused_columns = ["spend", "bought"]\n')
+    assert all(step.good for step in checked(home))
 
 
 def test_a_table_with_problems_and_one_that_is_missing(home: Path) -> None:

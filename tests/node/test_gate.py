@@ -360,6 +360,18 @@ def test_a_running_job_goes_on_under_an_amendment_that_does_not_concern_it(
         after.admit(asked_by_analyst(amended))
 
 
+def test_asking_again_does_not_take_a_job_over_to_columns_declared_otherwise(
+    ledger: LedgerStore, clock: Clock, admissions: Admissions
+) -> None:
+    gate(ledger, clock, WITH_ANALYST, admissions=admissions).admit(asked_by_analyst())
+    amended = replace(WITH_ANALYST, schema=with_columns(NARROW, SPEND, REGION))
+    after = gate(ledger, clock, amended, admissions=admissions)
+    with refused("column"):
+        after.admit(asked_by_analyst(amended))
+    with refused("column"):
+        after.begin(REQUEST, 1, fits)
+
+
 def test_a_known_job_is_judged_again_but_its_room_and_budget_are_not(
     ledger: LedgerStore, clock: Clock
 ) -> None:

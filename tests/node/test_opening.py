@@ -335,3 +335,11 @@ def test_the_terms_digest_is_what_a_permit_names(home: Path) -> None:
         permit = node.node.propose(request_record(asked(node.terms)))
     assert isinstance(permit["permit"], dict)
     assert permit["permit"]["terms_digest"] == agreed.digest(terms_of(home))
+
+
+@pytest.mark.parametrize("policy", ['refused_columns = ["agee"]', 'refused_purposes = ["resle"]'])
+def test_a_node_whose_policy_names_what_nobody_knows_does_not_open(policy: str, home: Path) -> None:
+    toml = home / "node.toml"
+    toml.write_text(f"{toml.read_text()}[policy]\n{policy}\n")
+    with pytest.raises(SettingError, match="which the agreement does not know"):
+        opened(home)

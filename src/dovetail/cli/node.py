@@ -78,7 +78,7 @@ def init(
 def check(node: File = HERE, as_json: Json = False) -> None:
     """Walk through everything a node needs, and explain each problem with its mend.
 
-    Settings, keys, table, ledger, desk, coordinator, clock, agreement, cohort, budget. Reads the
+    Settings, keys, desk, coordinator, clock, agreement, policy, table, cohort, budget. Reads the
     table, changes nothing, and tells nobody else what it found.
     """
     from dovetail.node.checking import check_node

@@ -23,7 +23,7 @@ from dovetail.errors import AgreementError, DovetailError, RemoteProtocolError, 
 from dovetail.node.attending import access_of
 from dovetail.node.opening import kept_terms, utc_now
 from dovetail.node.session import LARGEST_CLOCK_DIFFERENCE
-from dovetail.node.settings import NodeSettings, load_settings
+from dovetail.node.settings import NodeSettings, load_settings, require_known_names
 from dovetail.store.desk import Desk
 from dovetail.store.ledger import LedgerStore
 from dovetail.wire.probe import Welcome, probe
@@ -81,6 +81,7 @@ def check_node(
     yield step
     if terms is None:
         return
+    yield _policy(settings, terms)
     yield from _table(settings, terms)
     yield _ledger(settings, terms, clock())
 
@@ -163,6 +164,15 @@ def _agreement_mend(error: Exception) -> str:
     if isinstance(error, AgreementError) and "pin another certificate" in str(error):
         return "do not serve before you know whose certificate access.json names: ask by telephone"
     return "sign the agreement, send the signature to the coordinator, and check again"
+
+
+def _policy(settings: NodeSettings, terms: Terms) -> Step:
+    try:
+        require_known_names(settings.policy, terms)
+    except DovetailError as error:
+        mend = "correct the name in node.toml: as it stands it refuses nothing"
+        return Step("policy", False, str(error), mend)
+    return Step("policy", True, "refuses only what the agreement knows")
 
 
 def _table(settings: NodeSettings, terms: Terms) -> Iterator[Step]:

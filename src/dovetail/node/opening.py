@@ -21,7 +21,7 @@ from dovetail.errors import DovetailError, PolicyError, SettingError
 from dovetail.flower.actions import Record
 from dovetail.node.app import Arrays, Contributor, Node, declared_customers
 from dovetail.node.gate import Clock
-from dovetail.node.settings import NodeSettings
+from dovetail.node.settings import NodeSettings, require_known_names
 from dovetail.node.worker import Worker
 from dovetail.privacy.sampler import SecureSampler
 from dovetail.schema import Schema
@@ -133,6 +133,7 @@ class OpenNode:
         self.terms, self._settings = terms, settings
         declared = declared_customers(terms, settings.name)
         desk = Desk(settings.desk)
+        require_known_names(settings.policy, terms)
         with ExitStack() as stack:
             require_ledger(settings)
             self.ledger = stack.enter_context(LedgerStore(settings.ledger, terms.budget, clock))

@@ -42,10 +42,11 @@ from typing import cast, get_args
 from dovetail.agreement.party import require_name
 from dovetail.agreement.policy import NOTHING_MORE, NodePolicy
 from dovetail.agreement.record import Fields
-from dovetail.agreement.terms import Approval
+from dovetail.agreement.terms import Approval, Terms
 from dovetail.data.source import Source
 from dovetail.errors import SettingError
 from dovetail.node.worker import WorkerLimits
+from dovetail.schema import did_you_mean
 from dovetail.store.agreement import AGREEMENT_FILE
 
 
@@ -134,6 +135,29 @@ def load_settings(path: Path) -> NodeSettings:
         limits=_limits(optional["limits"], f"{path.name}: [limits]"),
         folder=path.parent,
     )
+
+
+def require_known_names(own: NodePolicy, terms: Terms) -> None:
+    """Do nothing if the terms know every name that a partner's own policy refuses.
+
+    A misspelt name would refuse nothing, and nobody would notice.
+
+    Raises:
+        SettingError: they do not know one; names it, and the one that was probably meant.
+    """
+    schema = terms.schema
+    columns = [*(column.name for column in schema.columns), schema.label.name]
+    lists = {
+        "refused_purposes": (own.refused_purposes, terms.purposes),
+        "refused_columns": (own.refused_columns, columns),
+    }
+    for setting, (refused, known) in lists.items():
+        for name in refused:
+            if name not in known:
+                hint = did_you_mean(name, known)
+                raise SettingError(
+                    f"[policy]: {setting} names {name!r}, which the agreement does not know{hint}"
+                )
 
 
 def _source(record: object, where: str, beside: Path) -> Source:
