@@ -15,7 +15,7 @@ from dovetail.agreement import request as requests
 from dovetail.agreement import terms as agreed
 from dovetail.agreement.request import ModelSpec, Request
 from dovetail.agreement.signing import PREVIEW, SignedRequest, sign_request
-from dovetail.errors import DovetailError, LedgerError, PolicyError, ProtocolError, SchemaError
+from dovetail.errors import DovetailError, LedgerError, PolicyError, ProtocolError
 from dovetail.flower.records import array_record
 from tests.intruders.house import (
     ANALYST,
@@ -143,9 +143,10 @@ def test_a_round_of_another_request_under_the_same_name(
 def test_a_round_over_an_undeclared_column(
     rogue: RogueCoordinator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(SchemaError, match="income"):
+    with pytest.raises(PolicyError) as caught:
         rogue.train(2, with_task(features=("age", "spend", "income")))
-    assert told(caplog, "refused round 2: ")
+    assert caught.value.rule == "request"
+    assert told(caplog, "refused round 2: request: ")
 
 
 @pytest.mark.parametrize("number", [0, -1, 4, 2**62, -(2**62)])
