@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from dovetail.agreement.request import Request
 from dovetail.agreement.signing import request_record
 from dovetail.data.arrays import CustomerArrays
-from dovetail.errors import PolicyError, DovetailError
+from dovetail.errors import DovetailError, PolicyError
 from dovetail.flower import actions, codec
 from dovetail.flower._compat import new_message
 from dovetail.flower.records import array_record
