@@ -1,1 +1,1 @@
-"""Keys, keystreams and canonical bytes: the one door to ``cryptography``."""
+"""Keys, keystreams, sealed messages and canonical bytes: the one door to ``cryptography``."""
