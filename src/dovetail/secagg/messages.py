@@ -1,0 +1,319 @@
+"""What the parties say to each other, read strictly and bound to one block.
+
+Everything here comes from another company: types, lengths, names and numbers are checked before
+anything is done with them. What is refused is named, never shown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from dovetail.crypto.canonical import digest
+from dovetail.crypto.key_exchange import EXCHANGE_BYTES, ExchangeKey
+from dovetail.crypto.keys import verify
+from dovetail.crypto.prg import KEY_BYTES, derive_key
+from dovetail.crypto.sealed import SEAL_BYTES
+from dovetail.errors import RemoteProtocolError, TooManyDropouts
+from dovetail.secagg.group import Block, Group
+from dovetail.secagg.shamir import PRIME, SHARE_BYTES
+
+Record = dict[str, Any]
+"""What JSON carries; its signature is over its RFC 8785 form."""
+
+KEY_ADVERT = "key advert"
+SURVIVORS = "secagg survivors"
+_SIGNATURE = re.compile(r"[0-9a-f]{128}")
+
+
+class Step(IntEnum):
+    """The rounds of Bonawitz et al. (2017), figure 4; its round 2 in two."""
+
+    ADVERTISE_KEYS = 0
+    SHARE_KEYS = 1
+    RECEIVE_SHARES = 2
+    MASKED_INPUT = 3
+    CONSISTENCY_CHECK = 4
+    UNMASKING = 5
+
+    def __str__(self) -> str:
+        return self.name.lower().replace("_", " ")
+
+
+@dataclass(frozen=True)
+class Advert:
+    """The public keys of one member for one block.
+
+    Attributes:
+        share_key: for the shares that are sent to it, 32 bytes.
+        round_keys: for its pairwise masks, one for each round.
+        commitments: to its self mask's seed, one for each round.
+    """
+
+    share_key: bytes
+    round_keys: tuple[bytes, ...]
+    commitments: tuple[bytes, ...]
+
+    def statement(self, context: str, member: str) -> Record:
+        """What its member signs, as :data:`KEY_ADVERT`."""
+        return {
+            "context": context,
+            "member": member,
+            "share_key": self.share_key.hex(),
+            "round_keys": b"".join(self.round_keys).hex(),
+            "commitments": b"".join(self.commitments).hex(),
+        }
+
+
+@dataclass(frozen=True)
+class Roster:
+    """Whose adverts a party was shown: the set U1 of the paper.
+
+    Attributes:
+        adverts: by member.
+        digest: of all of them; parties with the same one were shown the same.
+    """
+
+    adverts: Mapping[str, Advert]
+    digest: str
+
+    def view(self, members: Iterable[str]) -> str:
+        """Digest of the roster and of those who shared their keys: the set U2 of the paper.
+
+        Pairwise masks and signatures are bound to it. A coordinator that shows two members
+        different adverts or different partners gets masks from them that never cancel, and
+        signatures that never count together.
+        """
+        return digest({"roster": self.digest, "shared": sorted(members)})
+
+
+def read_roster(records: Sequence[Record], group: Group, block: Block) -> Roster:
+    """The adverts of a block, each signed by its member.
+
+    Raises:
+        RemoteProtocolError: one is malformed, forged, for another block, of a stranger or there
+            twice, or two hold the same key.
+        TooManyDropouts: there are fewer than the threshold.
+    """
+    if not isinstance(records, list | tuple) or len(records) > len(group.members):
+        raise RemoteProtocolError("adverts: expected a list with at most one for each member")
+    adverts: dict[str, Advert] = {}
+    for record in records:
+        member, advert = _read_advert(record, group, block)
+        if member in adverts:
+            raise RemoteProtocolError(f"{member}: advertises keys twice")
+        adverts[member] = advert
+    keys = [key for a in adverts.values() for key in (a.share_key, *a.round_keys)]
+    if len(set(keys)) != len(keys):
+        raise RemoteProtocolError("adverts: a public key is there twice")
+    require(group, adverts, Step.ADVERTISE_KEYS)
+    return Roster(adverts, digest(sorted(records, key=lambda record: str(record["member"]))))
+
+
+def _read_advert(record: Record, group: Group, block: Block) -> tuple[str, Advert]:
+    names = ("context", "member", "share_key", "round_keys", "commitments", "signature")
+    _check_fields(record, names, "advert")
+    member = record["member"]
+    if not isinstance(member, str) or member not in group.members:
+        raise RemoteProtocolError("advert: is of nobody in the group")
+    if record["context"] != block.context(group):
+        raise RemoteProtocolError(f"{member}: its advert is for another block or group")
+    advert = Advert(
+        _unhex(record["share_key"], EXCHANGE_BYTES, 1, "share_key")[0],
+        _unhex(record["round_keys"], EXCHANGE_BYTES, block.rounds, "round_keys"),
+        _unhex(record["commitments"], KEY_BYTES, block.rounds, "commitments"),
+    )
+    statement = {name: record[name] for name in names[:-1]}
+    _check_signature(group, member, record["signature"], KEY_ADVERT, statement)
+    return member, advert
+
+
+def share_key(
+    mine: ExchangeKey, theirs: bytes, roster: Roster, sender: str, recipient: str
+) -> bytes:
+    """The key that seals the shares which one member deals to another in one block."""
+    return derive_key(mine.secret_with(theirs), "secagg shares", roster.digest, sender, recipient)
+
+
+def packet_of_shares(shares: Iterable[tuple[int, int]]) -> bytes:
+    """Shares of a round key and of a self-mask seed, round by round, in one message."""
+    return b"".join(part.to_bytes(SHARE_BYTES, "big") for pair in shares for part in pair)
+
+
+def read_packet(packet: bytes, sender: str) -> list[tuple[int, int]]:
+    """What :func:`packet_of_shares` was given.
+
+    Raises:
+        RemoteProtocolError: a share lies outside the field.
+    """
+    parts = [
+        int.from_bytes(packet[start : start + SHARE_BYTES], "big")
+        for start in range(0, len(packet), SHARE_BYTES)
+    ]
+    if max(parts) >= PRIME:
+        raise RemoteProtocolError(f"{sender}: deals a share outside the field")
+    return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+def read_sealed(sealed: object, block: Block, sender: str) -> bytes:
+    """A sealed packet, of the one length that it can have."""
+    length = 2 * SHARE_BYTES * block.rounds + SEAL_BYTES
+    if not isinstance(sealed, bytes) or len(sealed) != length:
+        raise RemoteProtocolError(f"{sender}: its sealed shares are not bytes of the right length")
+    return sealed
+
+
+def survivors_statement(view: str, number: int, survivors: Sequence[str]) -> Record:
+    """What a survivor signs, as :data:`SURVIVORS`: the set U3 of the paper."""
+    return {"view": view, "round": number, "survivors": list(survivors)}
+
+
+def read_survivors(names: Sequence[str], among: Collection[str], group: Group) -> tuple[str, ...]:
+    """A list of survivors, sorted.
+
+    Raises:
+        RemoteProtocolError: it is no list of distinct members who shared their keys.
+        TooManyDropouts: it has fewer than the threshold.
+    """
+    if not isinstance(names, list | tuple) or len(names) > len(group.members):
+        raise RemoteProtocolError("survivors: expected a list of at most all members")
+    if not all(isinstance(name, str) and name in among for name in names):
+        raise RemoteProtocolError("survivors: names somebody who shared no keys")
+    if len(set(names)) != len(names):
+        raise RemoteProtocolError("survivors: names somebody twice")
+    require(group, names, Step.MASKED_INPUT)
+    return tuple(sorted(names))
+
+
+def check_signatures(
+    signatures: Mapping[str, str], statement: Record, group: Group
+) -> dict[str, str]:
+    """Do nothing if enough survivors signed the same list of survivors.
+
+    Raises:
+        RemoteProtocolError: one who signs is no survivor, or signed something else.
+        TooManyDropouts: there are fewer than the threshold.
+    """
+    check_names(signatures, statement["survivors"], "signatures")
+    for member, signature in signatures.items():
+        _check_signature(group, member, signature, SURVIVORS, statement)
+    require(group, signatures, Step.CONSISTENCY_CHECK)
+    return dict(signatures)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The shares with which a member helps to unmask one round; by whose secret it is.
+
+    Attributes:
+        self_masks: of the seeds of all survivors.
+        round_keys: of the round keys of those who shared keys and did not survive.
+    """
+
+    self_masks: Mapping[str, int]
+    round_keys: Mapping[str, int]
+
+    def record(self, view: str, number: int) -> Record:
+        """The answer as it is sent."""
+        return {
+            "view": view,
+            "round": number,
+            "self_masks": {v: _share_text(s) for v, s in self.self_masks.items()},
+            "round_keys": {v: _share_text(s) for v, s in self.round_keys.items()},
+        }
+
+
+def read_answer(record: Record, member: str, statement: Record, others: Collection[str]) -> Answer:
+    """The shares of one member for the round and the survivors of ``statement``.
+
+    Args:
+        record: as it was sent.
+        member: who sent it.
+        statement: what the survivors signed.
+        others: who shared keys and did not survive.
+
+    Raises:
+        RemoteProtocolError: it is malformed, for another round, or has shares of other secrets
+            than it must.
+    """
+    what = f"{member}: its answer"
+    _check_fields(record, ("view", "round", "self_masks", "round_keys"), what)
+    number = record["round"]
+    if record["view"] != statement["view"] or type(number) is not int:
+        raise RemoteProtocolError(f"{what} is for another block")
+    if number != statement["round"]:
+        raise RemoteProtocolError(f"{what} is for another round")
+    return Answer(
+        _read_shares(record["self_masks"], statement["survivors"], f"{what}: self_masks"),
+        _read_shares(record["round_keys"], others, f"{what}: round_keys"),
+    )
+
+
+def _read_shares(shares: object, owners: Collection[str], what: str) -> dict[str, int]:
+    named = check_names(shares, owners, what, every=True)
+    read = {owner: _read_share(named[owner], what) for owner in owners}
+    if any(share >= PRIME for share in read.values()):
+        raise RemoteProtocolError(f"{what} holds a share outside the field")
+    return read
+
+
+def _read_share(digits: object, what: str) -> int:
+    return int.from_bytes(_unhex(digits, SHARE_BYTES, 1, what)[0], "big")
+
+
+def check_names(
+    named: object, allowed: Collection[str], what: str, *, every: bool = False
+) -> Mapping[str, Any]:
+    """What came, if it is a mapping from some, or ``every``, of the allowed names.
+
+    Raises:
+        RemoteProtocolError: it is not.
+    """
+    if not isinstance(named, Mapping) or len(named) > len(allowed):
+        raise RemoteProtocolError(f"{what}: expected one for each member at most")
+    if not all(isinstance(name, str) and name in allowed for name in named):
+        raise RemoteProtocolError(f"{what}: names somebody who has no part in it")
+    if every and len(named) < len(allowed):
+        raise RemoteProtocolError(f"{what}: somebody is missing")
+    return named
+
+
+def require(group: Group, members: Collection[str], step: Step) -> None:
+    """Do nothing if enough members have done a step.
+
+    Raises:
+        TooManyDropouts: they are fewer than the threshold.
+    """
+    if len(members) < group.threshold:
+        raise TooManyDropouts(f"{step}: fewer than {group.threshold} partners are left")
+
+
+def _check_fields(record: object, names: Sequence[str], what: str) -> None:
+    if not isinstance(record, Mapping) or set(record) != set(names):
+        raise RemoteProtocolError(f"{what}: expected the fields {', '.join(names)} and no other")
+
+
+def _check_signature(
+    group: Group, member: str, signature: object, purpose: str, statement: Record
+) -> None:
+    try:
+        if not isinstance(signature, str) or not _SIGNATURE.fullmatch(signature):
+            raise RemoteProtocolError("no signature")
+        verify(group.keys[member], signature, purpose, statement)
+    except RemoteProtocolError:
+        raise RemoteProtocolError(f"{member}: has not signed this {purpose}") from None
+
+
+def _share_text(share: int) -> str:
+    return share.to_bytes(SHARE_BYTES, "big").hex()
+
+
+def _unhex(digits: object, length: int, count: int, what: str) -> tuple[bytes, ...]:
+    """``count`` strings of ``length`` bytes from lower-case hexadecimal digits."""
+    if not isinstance(digits, str) or not re.fullmatch(f"[0-9a-f]{{{2 * length * count}}}", digits):
+        raise RemoteProtocolError(f"{what}: expected {2 * length * count} hexadecimal digits")
+    value = bytes.fromhex(digits)
+    return tuple(value[start : start + length] for start in range(0, len(value), length))
