@@ -138,7 +138,8 @@ class RoundSum:
             raise RemoteProtocolError("masked input: from somebody who shared no keys")
         if member in self._added:
             raise RemoteProtocolError(f"{member}: sends a second masked input")
-        if masked.shape != self._total.shape or masked.dtype != self._total.dtype:
+        form = (self._total.shape, self._total.dtype)
+        if not isinstance(masked, np.ndarray) or (masked.shape, masked.dtype) != form:
             raise RemoteProtocolError(f"{member}: its masked input has another size or dtype")
         np.add(self._total, masked, out=self._total)
         self._added.add(member)
