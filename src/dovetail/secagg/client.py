@@ -91,8 +91,8 @@ class Client:
           round key, never both;
         - keys are believed only under signatures of the agreement's keys;
         - pairwise masks and signatures are bound to the view (:meth:`Roster.view`): members who
-          were told different things do not cancel each other's masks. Were they not, a member
-          that signs nothing could be summed with fewer partners than the others;
+          were told different things never cancel each other's masks, so that whatever comes out
+          is of one view, and the others' vectors stay hidden in it;
         - every round has secrets of its own, drawn for this object. Revealing those of one says
           nothing of another, and no mask is ever used twice.
 
