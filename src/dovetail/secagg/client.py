@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dovetail.crypto.key_exchange import EXCHANGE_BYTES, ExchangeKey
 from dovetail.crypto.prg import Prg
@@ -72,8 +72,8 @@ _FOLLOWS = {
 class _Secrets:
     """A member's own secrets of one round."""
 
-    key: bytes
-    seed: bytes
+    key: bytes = field(repr=False)
+    seed: bytes = field(repr=False)
 
 
 class Client:
