@@ -66,7 +66,8 @@ def test_after_the_last_round_nothing_is_kept() -> None:
     play.sign(ROUND + 1)
     play.answer(ROUND + 1)
     brand = play.clients["brand"]
-    assert brand._own == brand._held == {}
+    assert not brand._own
+    assert not brand._held
     assert not hasattr(brand, "_sealing")
 
 

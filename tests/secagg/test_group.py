@@ -68,7 +68,7 @@ def test_blocks_that_cannot_be(change: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize("change", [{"dropouts": 0}, {"colluders": 0}])
-def test_the_context_binds_the_group(change: dict[str, int]) -> None:
+def test_the_context_binds_the_group(change: dict[str, Any]) -> None:
     assert BLOCK.context(replace(GROUP, **change)) != BLOCK.context(GROUP)
 
 

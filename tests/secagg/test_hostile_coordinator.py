@@ -14,6 +14,7 @@ import pytest
 
 from dovetail.crypto.key_exchange import ExchangeKey
 from dovetail.crypto.keys import new_signing_key
+from dovetail.crypto.prg import Prg
 from dovetail.errors import ProtocolError, RemoteProtocolError, SettingError, TooManyDropouts
 from dovetail.secagg import client as client_module
 from dovetail.secagg import masks, messages
@@ -38,7 +39,8 @@ def unmasked(play: Play, name: str, seed: bytes, key: bytes) -> np.ndarray:
     """A member's vector, once both of its secrets are known: what must never happen."""
     roster = messages.read_roster(list(play.adverts.values()), GROUP, play.block)
     view, context = roster.view(NAMES), play.block.context(GROUP)
-    plus, minus = [], [masks.self_mask(seed, context, ROUND, name)]
+    plus: list[Prg] = []
+    minus = [masks.self_mask(seed, context, ROUND, name)]
     for other in set(NAMES) - {name}:
         secret = ExchangeKey(key).secret_with(roster.adverts[other].round_keys[0])
         side = minus if name < other else plus
@@ -184,7 +186,7 @@ def test_two_lists_of_survivors_need_more_partners_than_there_are(
     play.until(3)
     colluder = dict(play.clients["retailer"]._held[ROUND])
     play.clients["shop"].mask(ROUND, vector_of("shop"))
-    answers = {}
+    answers: dict[str, Record] = {}
     for survivors in (["brand", "retailer"], ["platform", "shop"]):
         asked = [name for name in survivors if name != "retailer"]
         signed = {n: play.clients[n].check_consistency(ROUND, survivors) for n in asked}
@@ -211,7 +213,8 @@ def test_an_answer_never_has_shares_of_both_secrets_of_one_partner() -> None:
 def ask_twice(play: Play) -> np.ndarray:
     """One list with everybody in it, then one without ``brand``, to the same partners."""
     play.clients["shop"].mask(ROUND, vector_of("shop"))
-    first, second = {}, {}
+    first: dict[str, Record] = {}
+    second: dict[str, Record] = {}
     for survivors, answers in ((list(NAMES), first), (list(NAMES[1:]), second)):
         signed = {n: play.clients[n].check_consistency(ROUND, survivors) for n in NAMES[1:]}
         answers |= {n: play.clients[n].unmask(ROUND, signed) for n in NAMES[1:]}
@@ -243,7 +246,8 @@ def ask_again(play: Play) -> np.ndarray:
     """The difference of two answers to one round; masks that come twice cancel in it."""
     changed = vector_of("brand") + np.uint32(77)
     play.clients["brand"].mask(ROUND, changed)
-    return changed - play.masked["brand"]
+    changed -= play.masked["brand"]
+    return changed
 
 
 def test_no_partner_masks_a_round_twice() -> None:
@@ -330,7 +334,7 @@ def test_no_error_shows_a_secret_or_what_it_was_sent() -> None:
         lambda: brand.receive_shares({planted: b""}),
         lambda: brand.receive_shares({"shop": planted.encode() * 20}),
         lambda: play.server.route_shares({planted: {}}),
-        lambda: client_of_brand().share_keys([{planted: planted}]),  # type: ignore[list-item]
+        lambda: client_of_brand().share_keys([{planted: planted}]),
         lambda: client_of_brand().share_keys([play.adverts["shop"] | {"member": planted}]),
         lambda: client_of_brand().share_keys([play.adverts["shop"] | {"share_key": planted}]),
     ):

@@ -48,7 +48,7 @@ CALLS: dict[str, tuple[int, Any, Callable[[Play, Any], object]]] = {
     "server.add": (
         3,
         [{"member": name, "masked": GOOD["masked"][name]} for name in GOOD["masked"]],
-        lambda p, v: [p.sum.add(part["member"], _words(part["masked"])) for part in v],
+        lambda p, v: _add(p, v),
     ),
     "client.check_consistency": (
         4,
@@ -74,6 +74,11 @@ BAD = [
 ]
 
 
+def _add(play: Play, parts: Any) -> None:
+    for part in parts:
+        play.sum.add(part["member"], _words(part["masked"]))
+
+
 def _mask(play: Play, number: Any) -> None:
     play.clients["brand"].mask(number, vector_of("brand"))
 
@@ -81,7 +86,8 @@ def _mask(play: Play, number: Any) -> None:
 def changed(value: Any, case: dict[str, Any]) -> Any:
     root = {"": copy.deepcopy(value)}
     for change in case["changes"]:
-        *path, last = ["", *change["at"]]
+        whole: list[Any] = ["", *change["at"]]
+        path, last = whole[:-1], whole[-1]
         place: Any = root
         for key in path:
             place = place[key]
