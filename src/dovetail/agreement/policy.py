@@ -287,8 +287,11 @@ def _budget(case: _Case, ledger: Ledger, now: datetime) -> str:
     task = case.request.task
     if ledger.budget != case.terms.budget:
         return "the ledger is kept under another budget than the terms'"
-    if ledger.would_fit(task.event, task.steps, now):
-        return ""
+    try:
+        if ledger.would_fit(task.event, task.steps, now):
+            return ""
+    except PrivacyError as error:  # for all that is charged together no ε can be stated
+        return str(error)
     return "what is left of the privacy budget does not cover this job"
 
 

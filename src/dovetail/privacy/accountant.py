@@ -4,6 +4,10 @@ Neighbouring tables differ by adding or removing one customer with all of its ro
 computed from privacy loss distributions (:mod:`dovetail.privacy.pld`). Rényi differential privacy
 (:mod:`dovetail.privacy.rdp`) gives an independent upper bound, mostly 5 to 30 % larger and many
 times cheaper: where it already says that something fits, nothing else is asked.
+
+Sums with shared noise (``event.SharedGaussian``) are accounted for as their normal twins, and
+their distance D from the twins is paid out of δ: ε is that of the twins at ``δ - (1 + e^b) D``,
+where b is the Rényi bound at δ/2, no less than that ε (:mod:`dovetail.privacy.shared_noise`).
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from dovetail.errors import PrivacyError
 from dovetail.privacy import pld, rdp
 from dovetail.privacy.event import SampledGaussian, Spending
 from dovetail.privacy.history import NOISE_MULTIPLIERS, History, history_of
+from dovetail.privacy.shared_noise import distance_of
 
 LARGEST_EXACT_EPSILON = 50.0
 """Above this RDP bound, :func:`epsilon` returns the bound: nobody would spend so much, and an
@@ -25,6 +30,7 @@ absurd request must not cost minutes of computing."""
 _DIGITS = 4
 _TOLERANCE = 2e-4  # of the cost's logarithm when calibrating: one to two units of the last digit
 _STRIDE = 0.3  # in the multiplier's logarithm: about how far RDP lies from PLD
+_LARGEST_EXPONENT = 700.0  # e to this is a float, and times any distance more than any δ
 _ROUNDING = 1e-6  # of δ: far more than the order of composing changes
 
 _Question = tuple[History, History, float, float]  # what was spent, with more, δ and ε
@@ -45,8 +51,9 @@ def epsilon(spending: Spending, delta: float) -> float:
 
     Raises:
         PrivacyError: ``delta`` lies outside (0, 1), a count is no whole number >= 0, an event is
-            unknown, its noise multiplier lies outside :data:`NOISE_MULTIPLIERS`, or no finite ε
-            exists.
+            unknown, its noise multiplier lies outside :data:`NOISE_MULTIPLIERS`, no finite ε
+            exists, or shared noise is so coarse or so often added that its distance from normal
+            noise would take more than half of ``delta``.
 
     Guarantees:
         If every event did what it says (its sensitivity holds, its noise is normal and
@@ -55,12 +62,12 @@ def epsilon(spending: Spending, delta: float) -> float:
         be chosen in view of earlier results; the theorem asks that the events themselves (noise,
         sampling, number) are not, which holds within a job, whose events are agreed beforehand.
     """
-    return _epsilon(history_of(spending), _checked_delta(delta))
+    return _epsilon(*_asked(spending, delta))
 
 
 def epsilon_rdp(spending: Spending, delta: float) -> float:
     """As :func:`epsilon`, through Rényi differential privacy: looser, computed another way."""
-    return _bound(history_of(spending), _checked_delta(delta))
+    return _bound(*_asked(spending, delta))
 
 
 def fits(spending: Spending, delta: float, epsilon: float) -> bool:
@@ -72,7 +79,7 @@ def fits(spending: Spending, delta: float, epsilon: float) -> bool:
     Raises:
         PrivacyError: as :func:`epsilon`.
     """
-    history, delta = history_of(spending), _checked_delta(delta)
+    history, delta = _asked(spending, delta)
     return _bound(history, delta) <= epsilon or _epsilon(history, delta) <= epsilon
 
 
@@ -89,7 +96,7 @@ class Accountant:
 
     def epsilon(self, spending: Spending, delta: float) -> float:
         """As :func:`dovetail.privacy.accountant.epsilon`."""
-        return _stated(history_of(spending), _checked_delta(delta), self._compositions.of)
+        return _stated(*_asked(spending, delta), self._compositions.of)
 
     def fits(self, spending: Spending, more: Spending, delta: float, epsilon: float) -> bool:
         """Whether ``spending`` and ``more`` together cost at most ``epsilon`` at ``delta``.
@@ -99,7 +106,7 @@ class Accountant:
         same question again (a job is judged and then reserved) costs nothing.
         """
         together = {**spending, **{event: spending.get(event, 0) + more[event] for event in more}}
-        history, delta = history_of(together), _checked_delta(delta)
+        history, delta = _asked(together, delta)
         bound = _bound(history, delta)
         if bound <= epsilon or bound > LARGEST_EXACT_EPSILON or not epsilon >= 0:
             return bound <= epsilon
@@ -153,6 +160,18 @@ def _checked_delta(delta: float) -> float:
     if not 0 < delta < 1:
         raise PrivacyError("delta must lie between 0 and 1, both excluded")
     return delta
+
+
+def _asked(spending: Spending, delta: float) -> tuple[History, float]:
+    """The twins' history, and the δ that is left for it."""
+    history, delta, distance = history_of(spending), _checked_delta(delta), distance_of(spending)
+    if not distance:
+        return history, delta
+    bound = min(rdp.epsilon(history, delta / 2), _LARGEST_EXPONENT)
+    left = delta - (1 + math.exp(bound)) * distance
+    if left < delta / 2:
+        raise PrivacyError("shared noise is too far from normal noise for this delta: add more")
+    return history, left
 
 
 @lru_cache(maxsize=4096)

@@ -2,39 +2,42 @@
 
 The discrete Gaussian DG(σ) takes the whole number x with a probability proportional to
 ``exp(-x² / 2σ²)``: Canonne, Kamath and Steinke (2020), "The discrete Gaussian for differential
-privacy", Def. 1. σ is its *std* here; its standard deviation is smaller by a relative
-10⁻¹⁷⁰⁰ or less where σ >= 10.
+privacy", Def. 1. σ is its *std* here; its standard deviation is smaller by a relative 10⁻¹⁷⁰⁰ or
+less where σ >= 10.
 
-A number is looked up in a table where σ <= 178, and is a weighted sum of 2 to 7 numbers from
+A number is looked up in a table where σ <= 146, and is a weighted sum of 2 to 7 numbers from
 tables beyond. That is why it takes neither division nor rejection, and always as long.
 
 **Tables.** Walker (1977) and Vose (1991): a word of 32 random bits names a column by its first
 bits, and is compared by the others with the column's threshold; where they are equal, which is
-rare, 64 more bits decide. Column and threshold make up 96 bits, so a table of at most 2¹² numbers
-has probabilities that are whole multiples of 2⁻⁹⁶. Each but that of 0 is rounded down, from
+rare, 128 more bits decide. Column and threshold make up 160 bits, so a table of at most 2¹² numbers
+has probabilities that are whole multiples of 2⁻¹⁶⁰. Each but that of 0 is rounded down, from
 decimals of 60 digits, and 0 takes what is left: the table is within total variation distance
-``2¹² · 2⁻⁹⁶ = 2⁻⁸⁴`` of DG(σ) cut off at :data:`TAIL` σ, and that within
-``2 exp(-TAIL² / 2) < 2⁻⁹⁴`` of DG(σ), which is subgaussian (Canonne et al. 2020,
-§2).
+``2¹² · 2⁻¹⁶⁰ = 2⁻¹⁴⁸`` of DG(σ) cut off at :data:`TAIL` σ, and that within
+``2 exp(-TAIL² / 2) < 2⁻¹⁴⁰`` of DG(σ), which is subgaussian (Canonne et al.
+2020, §2).
 
-**Sums.** Let ``X = s A + B`` with ``A ~ DG(a)`` and ``B ~ DG(2s)`` independent, and
-``σ² = s² a² + 4 s²``. Completing the square, ::
+**Sums.** Let ``X = s A + B`` with ``A ~ DG(a)`` and ``B ~ DG(5s/2)`` independent, and
+``σ² = s² a² + 25 s²/4``. Completing the square, ::
 
-    P(X = x)  ∝  Σ_k exp(-k² / 2a² - (x - s k)² / 8s²)
-              =  exp(-x² / 2σ²) Σ_k exp(-(k - c x)² / 2v²),    v² = 1 / (1/a² + 1/4),  c = v² / 4s
+    P(X = x)  ∝  Σ_k exp(-k² / 2a² - (x - s k)² / (25 s²/2))
+              =  exp(-x² / 2σ²) Σ_k exp(-(k - c x)² / 2v²),    1/v² = 1/a² + 4/25
 
-and the last sum is by Poisson's formula ``v √(2π) (1 + 2 Σ_{j>=1} exp(-2π² v² j²) cos(2π j c x))``:
-it depends on x by a relative ``η = 2.1 exp(-2π² v²)`` at most, so that X is within total variation
+with ``c = 4 v² / 25 s``, and the last sum is by Poisson's formula ::
+
+    v √(2π) (1 + 2 Σ_{j>=1} exp(-2π² v² j²) cos(2π j c x))
+
+It depends on x by a relative ``η = 2.1 exp(-2π² v²)`` at most, so that X is within total variation
 distance ``2 η`` of DG(σ) (the convolution theorem of Micciancio and Walter 2017, "Gaussian
-sampling over the integers: efficient, generic, constant-time", for whole numbers). Here a >= 88,
-hence ``2 η < 2⁻¹¹⁰``. B is a number from a table or another such sum, so that every further table
-multiplies the largest σ by 89.
+sampling over the integers: efficient, generic, constant-time", for whole numbers). Here a >= 72,
+hence ``2 η < 2⁻¹⁷⁰``. B is a number from a table or another such sum, so that every further table
+multiplies the largest σ by 58.
 
 **Together** a number is within :data:`DISTANCE` of DG(σ), for every σ in :data:`STDS`: at most 7
-tables and 6 sums, ``7 (2⁻⁸⁴ + 2⁻⁹⁴) + 6 · 2⁻¹¹⁰ < 2⁻⁸¹``. That the keystream is AES and not a coin
-is apart from this.
+tables and 6 sums, ``7 (2⁻¹⁴⁸ + 2⁻¹⁴⁰) + 6 · 2⁻¹⁷⁰ < 2⁻¹³⁷``. That the keystream is AES and not a
+coin is apart from this.
 
-Limits: *timing* (negligible): how often the further 64 bits are drawn, about once in 2²⁰ numbers,
+Limits: *timing* (negligible): how often the further 128 bits are drawn, about once in 2²⁰ numbers,
 depends on the numbers drawn; where a processor's caches are shared, so does which line of a table
 is read.
 """
@@ -58,17 +61,16 @@ Whole = npt.NDArray[np.int64]
 STDS = (10.0, 2.0**40)
 """Stds that can be drawn."""
 
-TAIL = 11.5
+TAIL = 14.0
 """No number of a table exceeds this many of its stds."""
 
-DISTANCE = 2.0**-81
+DISTANCE = 2.0**-137
 """Total variation distance of one number from a discrete Gaussian one, at most."""
 
-_BITS = 96  # of a word and its tie-break
-_WORD = 32
-_LOW = 64
+_WORD, _HALF = 32, 64
+_BITS = _WORD + 2 * _HALF  # of a word and its tie-break
 _MOST_COLUMNS = 12  # as a power of two: thresholds and values stay in the second-level cache
-_WIDEST = 178  # std of the widest table: 2 * ceil(TAIL * 178) + 1 <= 2 ** 12
+_WIDEST = 146  # std of the widest table: 2 * ceil(TAIL * 146) + 1 <= 2 ** 12
 _CHUNK = 1 << 14
 _EXACT = decimal.Context(prec=60)
 
@@ -92,7 +94,7 @@ class DiscreteGaussian:
 
     @property
     def bound(self) -> int:
-        """No number that is drawn exceeds this magnitude, in units: at most ``12 std + 12``.
+        """No number that is drawn exceeds this magnitude, in units: at most ``15 std``.
 
         For proofs that a sum does not overflow.
         """
@@ -166,10 +168,19 @@ class DiscreteSampler:
         tied = np.flatnonzero(second) if second.any() else ()
         np.greater_equal(words, thresholds, out=second)
         if len(tied):
-            second[tied] = self._stream.words64(len(tied)) >= table.lows[columns[tied]]
+            second[tied] = self._break_ties(table.lows[columns[tied]])
         np.left_shift(columns, 1, out=columns)
         np.bitwise_or(columns, second.view(np.int8), out=columns)
         return np.take(table.values, columns, out=values, mode="clip")
+
+    def _break_ties(self, lows: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Whether 128 more bits each, high half first, reach the rest of the thresholds."""
+        bits = self._stream.words64(lows.size).reshape(lows.shape)
+        equal = bits[:, 0] == lows[:, 0]
+        reached: npt.NDArray[np.bool_] = np.where(
+            equal, bits[:, 1] >= lows[:, 1], bits[:, 0] > lows[:, 0]
+        )
+        return reached
 
 
 @dataclass(frozen=True)
@@ -180,7 +191,7 @@ class _Table:
         shift: bits of a word below those that name the column.
         thresholds: by column, its own number in the first bits, then the first bits of the
             threshold.
-        lows: by column, the other 64 bits of the threshold.
+        lows: by column, the other 128 bits of the threshold, in two halves, high half first.
         values: at ``2 c`` what column c yields below its threshold, at ``2 c + 1`` what from there.
         bound: largest magnitude of a value.
     """
@@ -199,8 +210,8 @@ def _tables(std: float) -> tuple[_Table, ...]:
     if scale == 1:
         return (_table(_EXACT.power(Decimal(std), 2), 1),)
     ratio = _EXACT.divide(Decimal(std), Decimal(scale))
-    variance = _EXACT.subtract(_EXACT.power(ratio, 2), Decimal(4))
-    return (_table(variance, scale), *_tables(2.0 * scale))
+    variance = _EXACT.subtract(_EXACT.power(ratio, 2), Decimal("6.25"))
+    return (_table(variance, scale), *_tables(2.5 * scale))
 
 
 def _table(variance: Decimal, scale: int) -> _Table:
@@ -209,19 +220,20 @@ def _table(variance: Decimal, scale: int) -> _Table:
     digits = (len(weights) - 1).bit_length()
     own, alias, thresholds = _columns(weights, digits)
     shift = _WORD - digits
-    firsts = [(c << shift) | (t >> _LOW) for c, t in enumerate(thresholds)]
+    firsts = [(c << shift) | (t >> 2 * _HALF) for c, t in enumerate(thresholds)]
+    lows = [((t >> _HALF) % 2**_HALF, t % 2**_HALF) for t in thresholds]
     values = np.array([own, alias], dtype=np.int64).T.reshape(-1) - largest
     return _Table(
         shift=np.uint32(shift),
         thresholds=np.array(firsts, dtype=np.uint32),
-        lows=np.array([t % 2**_LOW for t in thresholds], dtype=np.uint64),
+        lows=np.array(lows, dtype=np.uint64),
         values=values * scale,
         bound=scale * largest,
     )
 
 
 def _weights(variance: Decimal) -> list[int]:
-    """Probabilities of ``-m .. m``, in multiples of 2⁻⁹⁶: their sum is 1 exactly.
+    """Probabilities of ``-m .. m``, in multiples of 2⁻¹⁶⁰: their sum is 1 exactly.
 
     ``exp(-x² / 2σ²)`` is ``exp(-(x - 1)² / 2σ²)`` times ``exp(-(2x - 1) / 2σ²)``, and that factor
     shrinks by ``exp(-1 / σ²)`` from one x to the next. Rounding errors of 10⁻⁶⁰ grow with x², to
@@ -244,7 +256,7 @@ def _columns(weights: list[int], digits: int) -> tuple[list[int], list[int], lis
 
     Returns:
         By column: who has the part below the threshold, who has the rest, and the threshold, in
-        [0, 2 ** (96 - digits)). Exact.
+        [0, 2 ** (160 - digits)). Exact.
     """
     count, full = 2**digits, 2 ** (_BITS - digits)
     left = [*weights, *[0] * (count - len(weights))]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 
 from dovetail.errors import PrivacyError
-from dovetail.privacy.event import Gaussian, SampledGaussian, Spending
+from dovetail.privacy.event import Gaussian, SampledGaussian, SharedGaussian, Spending
+from dovetail.privacy.shared_noise import twin
 
 Step = tuple[float, float]
 """Noise multiplier and sampling probability of one step; probability 1 is no sampling."""
@@ -18,14 +19,14 @@ NOISE_MULTIPLIERS = (0.01, 1e6)
 
 
 def history_of(spending: Spending) -> History:
-    """What happened, with equal steps counted together.
+    """What happened, with equal steps counted together; a shared sum as its twin.
 
     ``k`` Gaussian mechanisms with noise multipliers ``s_i`` compose exactly to one with
     ``(Σ s_i⁻²)^(-1/2)`` (Dong, Roth and Su 2022, "Gaussian differential privacy", Cor. 3.3).
 
     Raises:
-        PrivacyError: a count is no whole number >= 0, an event is unknown, or its noise multiplier
-            lies outside :data:`NOISE_MULTIPLIERS`.
+        PrivacyError: a count is no whole number >= 0, an event is unknown, its noise multiplier
+            lies outside :data:`NOISE_MULTIPLIERS`, or a shared sum has no twin.
     """
     counts: defaultdict[Step, int] = defaultdict(int)
     precision = 0.0
@@ -42,6 +43,8 @@ def history_of(spending: Spending) -> History:
 
 
 def _step(event: object) -> Step:
+    if isinstance(event, SharedGaussian):
+        event = twin(event)
     if not isinstance(event, Gaussian | SampledGaussian):
         raise PrivacyError("an event of unknown kind cannot be accounted for")
     low, high = NOISE_MULTIPLIERS

@@ -18,6 +18,9 @@ What is left:
   moved the sum by 1.00 clip norms among 10⁵, 1.02 among 10⁶ and 4 among 10⁷ sampled customers.
   ``agreement.policy`` refuses tasks that are expected to sample more than 10⁵.
 
+What is summed over nodes before anybody sees it is whole numbers, and so is its noise, of which
+each node adds a share (:func:`add_noise_share`): nothing of the above applies there.
+
 ``tests/privacy/test_mechanism.py`` keeps the grid; ``benchmarks/noise.py`` prints its price.
 """
 
@@ -29,10 +32,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dovetail.errors import PrivacyError
-from dovetail.privacy.event import Event, Gaussian, SampledGaussian
+from dovetail.privacy.discrete_gaussian import DiscreteGaussian, DiscreteSampler
+from dovetail.privacy.event import Event, Gaussian, SampledGaussian, SharedGaussian
 from dovetail.privacy.sampler import SecureSampler
 
 Floats = npt.NDArray[np.float32]
+Whole = npt.NDArray[np.int64]
 
 NOISE_STDS = (2.0**-60, 2.0**60)
 """Standard deviations for which the grid and its inverse are ordinary float32 numbers."""
@@ -137,6 +142,30 @@ def to_grid(total: Floats, event: Event) -> None:
         noise, up to the rounding of float32 additions, which is 2⁻²⁴ of the total at each.
     """
     _add_on_grid(total, np.zeros((), np.float32), grid_of(event))
+
+
+def add_noise_share(units: Whole, event: SharedGaussian, sampler: DiscreteSampler) -> None:
+    """Add one node's share of a sum's noise, in place, modulo 2⁶⁴.
+
+    Args:
+        units: int64, C-contiguous, writable, any shape of ``event.size`` numbers: this node's part
+            of a sum that adding or removing one customer moves by at most
+            ``event.l2_sensitivity`` units in L2 norm. Nothing here can check that.
+        event: the sum, charged by the caller.
+        sampler: source of the noise.
+
+    Raises:
+        PrivacyError: the array is of another kind or size, or the share's std is none that can be
+            drawn.
+
+    Guarantees:
+        The sum over nodes, with ``event.nodes - event.tolerated`` shares or more, is the mechanism
+        that ``privacy.shared_noise`` accounts for. The numbers of one node by themselves carry
+        less noise than was charged for: they leave it under a mask only.
+    """
+    if units.size != event.size:
+        raise PrivacyError("a share of noise needs a vector of the size that was charged for")
+    sampler.add_to(units, DiscreteGaussian(event.share_std))
 
 
 def grid_of(event: Event) -> float:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from dovetail.errors import PrivacyError
 from dovetail.privacy import accountant
-from dovetail.privacy.event import Event, Spending, to_record
+from dovetail.privacy.event import Event, SharedGaussian, Spending, to_record
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 
@@ -99,7 +99,8 @@ def release(
         delta: at which to state ε, in (0, 1).
         provenance: where it comes from.
         customers_overlap: whether one person may be a customer of several partners; then all
-            partners' events compose for that person.
+            partners' events compose for that person. Events with shared noise are then those of
+            ``privacy.overlap``, calibrated to what all partners do together.
         error_bars: standard error of each value, of the same names and shapes.
 
     Raises:
@@ -110,7 +111,10 @@ def release(
         ``epsilon`` and ``joint_epsilon`` are computed here from the events, by
         ``privacy.accountant``; nobody can state them. They hold if ``value`` is computed from the
         noised sums of these events and from public data alone. Noise is taken to be independent
-        per partner: what partners share (``protection = "distributed"``) is one event for all.
+        per partner, except in a :class:`SharedGaussian`, which is one event for all: where all
+        partners were charged the same of them, as often, they count once. Where they were not,
+        some partner took part in a sum without the others, nothing says in which, and all are
+        added up.
     """
     if not spending or not all(sum(spent.values()) > 0 for spent in spending.values()):
         raise PrivacyError("a release needs partners, each of which was charged for it")
@@ -136,10 +140,16 @@ def release(
 
 def _together(spending: Mapping[str, Spending]) -> Spending:
     """What one person was charged who is a customer of every partner."""
-    total: Counter[Event] = Counter()
+    shared = [_shared(spent) for spent in spending.values()]
+    once = all(each == shared[0] for each in shared)
+    total: Counter[Event] = Counter(shared[0] if once else {})
     for spent in spending.values():
-        total.update(spent)
+        total.update({e: n for e, n in spent.items() if not (once and e in shared[0])})
     return total
+
+
+def _shared(spent: Spending) -> Spending:
+    return {e: n for e, n in spent.items() if isinstance(e, SharedGaussian) and n}
 
 
 def _shapes(arrays: Arrays) -> dict[str, tuple[int, ...]]:
