@@ -266,6 +266,7 @@ def _columns(weights: list[int], digits: int) -> tuple[list[int], list[int], lis
     while small:  # what is left is `full` on average: as long as one has less, one has more
         column, giver = small.pop(), large[-1]
         thresholds[column], alias[column] = left[column], giver
+        own[column] = column if left[column] else giver
         left[giver] -= full - left[column]
         if left[giver] < full:
             small.append(large.pop())
