@@ -1,6 +1,8 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 from dp_accounting.pld import PLDAccountant, privacy_loss_distribution
@@ -20,8 +22,9 @@ from dovetail.privacy.accountant import (
     epsilon_rdp,
     fits,
 )
-from dovetail.privacy.event import Event, Gaussian, SampledGaussian, Spending
+from dovetail.privacy.event import Event, Gaussian, SampledGaussian, SharedGaussian, Spending
 from dovetail.privacy.history import history_of
+from dovetail.privacy.shared_noise import distance, twin
 
 DELTA = 1e-5
 HISTORIES = [(1.0, 0.01, 500), (2.0, 0.1, 300), (0.7, 0.05, 40), (4.0, 0.3, 200)]
@@ -205,6 +208,8 @@ KINDS: list[Event] = [
     SampledGaussian(0.02, 2.0, 3.0),  # costs what the first does
     SampledGaussian(1.0, 1.0, 40.0),
     Gaussian(1.0, 30.0),
+    SharedGaussian(0.02, 1e3, 2e3, 5, 2, 10),
+    SharedGaussian(0.02, 1e3, 2e3, 5, 2, 10**9),  # 2e-12 off its twin: seen in the last digits
 ]
 SPENDINGS = st.dictionaries(st.sampled_from(KINDS), st.integers(0, 60), max_size=4)
 
@@ -262,6 +267,88 @@ class TestFits:
             fits({}, delta, 1.0)
         with pytest.raises(PrivacyError, match="delta"):
             Accountant().fits({}, {}, delta, 1.0)
+
+
+class TestSharedNoise:
+    FINE = SharedGaussian(0.05, 1e6, 2e6, nodes=5, tolerated=2, size=1_000)
+    COARSE = SharedGaussian(0.05, 30.0, 60.0, nodes=5, tolerated=2, size=1_000)
+
+    @pytest.mark.parametrize("cost", [epsilon, epsilon_rdp])
+    def test_a_negligible_distance_costs_nothing(
+        self, cost: Callable[[Spending, float], float]
+    ) -> None:
+        assert distance(self.FINE) < 1e-22
+        theirs = cost({SampledGaussian(0.05, 1e6, 2e6): 200}, DELTA)
+        assert cost({self.FINE: 200}, DELTA) == pytest.approx(theirs, rel=1e-9)
+
+    @pytest.mark.parametrize("cost", [epsilon, epsilon_rdp])
+    def test_a_distance_is_paid_out_of_delta(
+        self, cost: Callable[[Spending, float], float]
+    ) -> None:
+        bound = epsilon_rdp({twin(self.COARSE): 200}, DELTA / 2)
+        left = DELTA - (1 + math.exp(bound)) * 200 * distance(self.COARSE)
+        assert DELTA / 2 < left < 0.9 * DELTA
+        found = cost({self.COARSE: 200}, DELTA)
+        assert found == cost({twin(self.COARSE): 200}, left)
+        assert cost({twin(self.COARSE): 200}, DELTA) < found <= bound
+
+    def test_a_distance_that_takes_more_than_half_of_delta_is_refused(self) -> None:
+        often: Spending = {self.COARSE: 2_000}
+        dear: Spending = {self.COARSE: 200, Gaussian(1.0, 0.5): 1}
+        for spending in (often, dear):
+            for ask in (epsilon, epsilon_rdp, Accountant().epsilon):
+                with pytest.raises(PrivacyError, match="too far from normal"):
+                    ask(spending, DELTA)
+            with pytest.raises(PrivacyError, match="too far from normal"):
+                fits(spending, DELTA, 1e6)
+            with pytest.raises(PrivacyError, match="too far from normal"):
+                Accountant().fits({}, spending, DELTA, 1e6)
+
+    def test_an_absurd_request_is_refused_at_once(self) -> None:
+        absurd = SharedGaussian(1.0, 1e6, 2e4, nodes=2, tolerated=0, size=1)
+        with pytest.raises(PrivacyError, match="too far from normal"):
+            epsilon({absurd: 10**6}, DELTA)
+
+    @pytest.mark.parametrize("noise_std", [10.0, 14.0, 40.0])
+    @pytest.mark.parametrize("prob", [0.05, 0.4, 1.0])
+    @pytest.mark.parametrize("steps", [1, 2])
+    def test_never_below_the_exact_cost_of_discrete_noise(
+        self, noise_std: float, prob: float, steps: int
+    ) -> None:
+        """One coordinate, to which one customer adds ``shift``, written out; both directions."""
+        shift = round(noise_std / 2)
+        event = SharedGaussian(prob, float(shift), noise_std, nodes=2, tolerated=1, size=1)
+        exact = _exact_epsilon(noise_std, shift, prob, steps)
+        stated = epsilon({event: steps}, 1e-3)
+        assert exact <= stated <= exact * 1.02 + 2e-3
+        assert exact <= epsilon_rdp({event: steps}, 1e-3)
+        too_little = SampledGaussian(prob, float(shift), noise_std * 1.05)
+        assert epsilon({too_little: steps}, 1e-3) < exact
+
+    def test_shares_are_not_needed_to_know_the_cost(self) -> None:
+        other = SharedGaussian(0.05, 1e6, 2e6, nodes=9, tolerated=8, size=1_000)
+        assert epsilon({other: 200}, DELTA) == pytest.approx(epsilon({self.FINE: 200}, DELTA))
+
+
+def _exact_epsilon(std: float, shift: int, prob: float, steps: int) -> float:
+    """The least ε at δ = 0.001 of sampled discrete noise: hockey-stick divergences, summed."""
+    reach = int(12 * std) + shift
+    numbers = np.arange(-reach, reach + shift + 1)
+    without = np.exp(-((numbers / std) ** 2) / 2)
+    without /= without.sum()
+    joined = np.exp(-(((numbers - shift) / std) ** 2) / 2)
+    mixed = (1 - prob) * without + prob * joined / joined.sum()
+    if steps == 2:
+        without, mixed = (np.outer(law, law).ravel() for law in (without, mixed))
+
+    def excess(eps: float, p: npt.NDArray[np.float64], q: npt.NDArray[np.float64]) -> float:
+        return float(np.maximum(p - math.exp(eps) * q, 0).sum()) - 1e-3
+
+    pairs = [(mixed, without), (without, mixed)]
+    return max(
+        optimize.brentq(excess, 0.0, 30.0, args=pair) if excess(0.0, *pair) > 0 else 0.0
+        for pair in pairs
+    )
 
 
 class TestCalibration:

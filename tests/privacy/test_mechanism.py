@@ -5,10 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dovetail.errors import PrivacyError
-from dovetail.privacy.event import Gaussian, SampledGaussian
+from dovetail.privacy.discrete_gaussian import DiscreteGaussian, DiscreteSampler
+from dovetail.privacy.event import Gaussian, SampledGaussian, SharedGaussian
 from dovetail.privacy.mechanism import (
     add_delayed_noise,
     add_noise,
+    add_noise_share,
     grid_of,
     noised_sum,
     to_grid,
@@ -131,3 +133,30 @@ def test_rows_without_steps_or_of_other_shapes_are_refused() -> None:
             add_delayed_noise(rows, np.array(steps, dtype=np.int64), EVENT, sampler)
     with pytest.raises(PrivacyError, match="not finite"):
         to_grid(rows + np.float32(np.nan), EVENT)
+
+
+SHARED = SharedGaussian(0.1, 100.0, 400.0, nodes=3, tolerated=1, size=12)
+
+
+def test_a_share_is_drawn_with_its_own_std_and_added() -> None:
+    units = np.arange(12, dtype=np.int64).reshape(3, 4)
+    add_noise_share(units, SHARED, DiscreteSampler(bytes(16)))
+    drawn = DiscreteSampler(bytes(16)).draw(DiscreteGaussian(SHARED.share_std), 12)
+    assert np.array_equal(units.ravel(), np.arange(12) + drawn)
+
+
+@pytest.mark.parametrize("size", [0, 11, 13])
+def test_a_share_for_another_size_than_was_charged_is_refused(size: int) -> None:
+    with pytest.raises(PrivacyError, match="size"):
+        add_noise_share(np.zeros(size, dtype=np.int64), SHARED, DiscreteSampler(bytes(16)))
+
+
+def test_a_share_that_cannot_be_drawn_is_refused() -> None:
+    coarse = SharedGaussian(0.1, 1.0, 12.0, nodes=3, tolerated=1, size=4)
+    with pytest.raises(PrivacyError, match="std"):
+        add_noise_share(np.zeros(4, dtype=np.int64), coarse, DiscreteSampler(bytes(16)))
+
+
+def test_the_whole_noise_of_a_shared_sum_is_never_added_by_one_node() -> None:
+    with pytest.raises(PrivacyError, match="Gaussian"):
+        noised_sum(np.zeros(12, dtype=np.float32), SHARED, SecureSampler(bytes(16)))

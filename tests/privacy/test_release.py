@@ -7,7 +7,7 @@ import pytest
 from dovetail.crypto.canonical import canonical_bytes
 from dovetail.errors import PrivacyError
 from dovetail.privacy.accountant import epsilon
-from dovetail.privacy.event import SampledGaussian, Spending
+from dovetail.privacy.event import SampledGaussian, SharedGaussian, Spending
 from dovetail.privacy.release import Provenance, Release, release
 
 STEP = SampledGaussian(0.1, 1.0, 2.0)
@@ -43,6 +43,32 @@ def test_epsilon_is_computed_from_what_was_charged() -> None:
 
 def test_a_shared_customer_pays_at_every_partner() -> None:
     assert _release(overlap=True).joint_epsilon == epsilon({STEP: 40}, DELTA)
+
+
+SHARED = SharedGaussian(0.1, 1e5, 3e5, nodes=2, tolerated=0, size=6)
+
+
+def _joint(retailer: Spending, brand: Spending) -> float:
+    spending = {"retailer": retailer, "brand": brand}
+    return release(_value(), spending, DELTA, PROVENANCE, customers_overlap=True).joint_epsilon
+
+
+def test_a_shared_sum_is_one_event_for_all() -> None:
+    once = epsilon({SHARED: 30}, DELTA)
+    assert _joint({SHARED: 30}, {SHARED: 30}) == once < epsilon({SHARED: 60}, DELTA)
+    assert _joint({SHARED: 30, STEP: 0}, {SHARED: 30, STEP: 7}) == epsilon(
+        {SHARED: 30, STEP: 7}, DELTA
+    )
+    assert _joint({SHARED: 30, STEP: 2}, {SHARED: 30, STEP: 5}) == epsilon(
+        {SHARED: 30, STEP: 7}, DELTA
+    )
+
+
+def test_sums_that_not_all_took_part_in_are_added_up() -> None:
+    other = replace(SHARED, noise_std=4e5)
+    assert _joint({SHARED: 30}, {SHARED: 31}) == epsilon({SHARED: 61}, DELTA)
+    assert _joint({SHARED: 30}, {STEP: 5}) == epsilon({SHARED: 30, STEP: 5}, DELTA)
+    assert _joint({SHARED: 30}, {other: 30}) == epsilon({SHARED: 30, other: 30}, DELTA)
 
 
 def test_the_value_is_a_read_only_copy() -> None:
