@@ -37,7 +37,7 @@ from dovetail.coordinator.progress import JobEvent
 from dovetail.coordinator.run import Run
 from dovetail.crypto.keyring import load_keyring
 from dovetail.crypto.keys import SigningKey
-from dovetail.flower.actions import Contribution, Record, node_app
+from dovetail.flower.actions import AggregationStep, Contribution, Record, node_app
 from dovetail.flower.client import answer, new_context
 from dovetail.flower.records import NamedArrays
 from dovetail.node.app import parsed
@@ -72,6 +72,10 @@ class LightNode:
     ) -> Contribution:
         """Contributes what it was given."""
         return Contribution(arrays, float(CUSTOMERS), {})
+
+    def aggregate(self, step: AggregationStep, request: Record, body: Record) -> Record:
+        """Never asked here."""
+        raise NotImplementedError(step)
 
     def close(self, job: str) -> None:
         """Forgets nothing: there is nothing to forget."""

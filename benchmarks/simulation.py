@@ -35,7 +35,7 @@ from dovetail.agreement.signing import permit_record, sign_permit
 from dovetail.agreement.terms import Budget, Terms
 from dovetail.coordinator.run import Run
 from dovetail.crypto.prg import fresh_key
-from dovetail.flower.actions import Contribution, Record, node_app
+from dovetail.flower.actions import AggregationStep, Contribution, Record, node_app
 from dovetail.node.app import parsed
 from dovetail.node.runner import Runner
 from dovetail.privacy.sampler import SecureSampler
@@ -151,6 +151,10 @@ class UngatedNode:
         """Contributes."""
         result = self._runner.contribute(requests.from_record(request), number, arrays, state)
         return Contribution(result.arrays, float(CUSTOMERS), result.optimizer_state)
+
+    def aggregate(self, step: AggregationStep, request: Record, body: Record) -> Record:
+        """Never asked here."""
+        raise NotImplementedError(step)
 
     def close(self, job: str) -> None:
         """Forgets nothing: there is nothing to forget."""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dovetail.agreement.request import ModelSpec, TrainingTask
+from dovetail.agreement.secure_aggregation import SecureAggregation
 from dovetail.agreement.terms import Budget, Terms
 from dovetail.schema import Category, Label, Number, Schema
 from dovetail.simulation import identities
@@ -39,6 +40,10 @@ TASK = TrainingTask(
     noise_multiplier=1.0,
     learning_rate=0.1,
 )
+
+
+ONE_COLLUDER = SecureAggregation(dropouts=0, colluders=1)
+SHARED_TASK = replace(TASK, protection="distributed")
 
 
 class MemoryCustomers:
@@ -106,3 +111,9 @@ def customers() -> dict[str, MemoryCustomers]:
     """Each partner's customers, a few more or fewer than declared."""
     sizes = {"retailer": 304, "platform": 197, "brand": 102}
     return {name: MemoryCustomers(n, seed) for seed, (name, n) in enumerate(sizes.items())}
+
+
+def sharing_terms(**changes: Any) -> Terms:
+    """The same terms where the partners may share the noise, and one of them may collude."""
+    shared = {"protections": ("distributed", "local"), "secure_aggregation": ONE_COLLUDER}
+    return terms(**{**shared, **changes})

@@ -29,6 +29,7 @@ from dovetail.node.runner import Runner
 from dovetail.privacy.event import Event
 from dovetail.privacy.sampler import SecureSampler
 from dovetail.simulation.identities import signing_key
+from dovetail.store.admissions import Admissions
 from dovetail.store.ledger import LedgerStore
 from dovetail.wire.channel import Answer
 from dovetail.wire.memory import Handler, MemoryChannel
@@ -41,7 +42,10 @@ PARTNERS = {node_number(name): name for name in NAMES}
 
 @dataclass(frozen=True)
 class Sent:
-    """A message that went to a node: its kind, the partner, and of which round it was."""
+    """A message that went to a node: its kind, the partner, and of which round it was.
+
+    The kind of a step of secure aggregation ends in the step's name.
+    """
 
     kind: str
     partner: str
@@ -85,9 +89,10 @@ class Nodes:
     def __post_init__(self) -> None:
         rows = customers()
         self.ledgers = {name: self._ledger(name) for name in NAMES}
-        self._channel = MemoryChannel(
-            {number: self._handler(name, rows[name]) for number, name in PARTNERS.items()}
-        )
+        self._handlers = {
+            number: self._handler(name, rows[name]) for number, name in PARTNERS.items()
+        }
+        self._channel = MemoryChannel(self._handlers)
         self._changed = threading.Condition()
         self._changes = 0
         self._turn = threading.Lock()
@@ -136,6 +141,11 @@ class Nodes:
         self.decisions[name] = decision
         self.nudge()
 
+    def restart(self, name: str) -> None:
+        """A partner's node begins anew, with the ledger that it has."""
+        self._handlers[node_number(name)] = self._handler(name, customers()[name])
+        self._channel = MemoryChannel(self._handlers)
+
     def rounds_sent(self, name: str) -> list[int]:
         """The rounds that a partner was asked for, in order."""
         return [s.number for s in self.sent if s.kind == "train" and s.partner == name]
@@ -164,6 +174,7 @@ class Nodes:
             self.policy,
             lambda _: self.decisions.get(name),
             lambda card, _: self.kept[name].append(card),
+            Admissions(self.folder / name if self.folder else None),
         )
         context = new_context(node_number(name), {}, {})
         return partial(answer, node_app(lambda _: node), lambda _: context)
@@ -174,7 +185,8 @@ class Nodes:
         config: Mapping[str, object] = message.content.config_records.get("config") or {}
         number = config.get("server-round", 0)
         assert isinstance(number, int)
-        return Sent(message.metadata.message_type, PARTNERS[node], number)
+        step = f".{config['step']}" if "step" in config else ""
+        return Sent(message.metadata.message_type + step, PARTNERS[node], number)
 
 
 def _dice(name: str) -> Callable[[str, int], SecureSampler]:

@@ -61,7 +61,7 @@ def test_each_node_shows_by_its_permit_whose_it_is(
     federation: Federation, ledgers: dict[str, LedgerStore]
 ) -> None:
     channel = MemoryChannel({n: handler(federation, p, ledgers[p]) for n, p in NUMBERS.items()})
-    released = flower_app.run_job(channel, federation.home(COORDINATOR), JOB)
+    released = flower_app.run_job(channel, federation.home(COORDINATOR), lambda _: JOB)
     assert set(released.spending) == set(NUMBERS.values())
     arrays, card = load_model(federation.home(COORDINATOR) / "releases" / "job-1")
     assert card.request == JOB.request
@@ -76,7 +76,7 @@ def test_two_nodes_of_one_partner_are_not_two_partners(
     twice = {1: "retailer", 2: "platform", 3: "retailer"}
     channel = MemoryChannel({n: handler(federation, p, ledgers[p]) for n, p in twice.items()})
     with pytest.raises(RemoteProtocolError, match="one for each partner"):
-        flower_app.run_job(channel, federation.home(COORDINATOR), JOB)
+        flower_app.run_job(channel, federation.home(COORDINATOR), lambda _: JOB)
     assert not any(ledger.refresh().spending() for ledger in ledgers.values())
 
 
@@ -86,7 +86,7 @@ def test_where_one_refuses_nothing_stays_reserved(
     handlers = {n: handler(federation, p, ledgers[p]) for n, p in NUMBERS.items()}
     handlers[77] = handler(federation, "platform", ledgers["platform"], cohort=3)
     with pytest.raises(PolicyError) as refused:
-        flower_app.run_job(MemoryChannel(handlers), federation.home(COORDINATOR), JOB)
+        flower_app.run_job(MemoryChannel(handlers), federation.home(COORDINATOR), lambda _: JOB)
     assert refused.value.rule == "cohort"
     assert not any(ledger.refresh().spending() for ledger in ledgers.values())
 
@@ -98,4 +98,4 @@ def test_terms_that_not_all_signed_are_not_used(
     (home / "agreement.brand.signature").unlink()
     assert load_terms(home / "agreement.toml") == federation.terms
     with pytest.raises(AgreementError, match="not signed by brand"):
-        flower_app.run_job(MemoryChannel({}), home, JOB)
+        flower_app.run_job(MemoryChannel({}), home, lambda _: JOB)

@@ -60,6 +60,16 @@ _LIMITS = (
     _Limit("parameters of a model", lambda t: t.max_parameters),
     _Limit("rounds of a job", lambda t: t.max_rounds),
     _Limit("steps of a job", lambda t: t.max_steps),
+    _Limit(
+        "partners that may drop out of a round",
+        lambda t: t.secure_aggregation.dropouts if t.secure_aggregation else 0,
+        "",
+    ),
+    _Limit(
+        "partners that may collude",
+        lambda t: t.secure_aggregation.colluders if t.secure_aggregation else 0,
+        "stricter",
+    ),
     _Limit("fewest customers with which a partner answers", lambda t: t.minimum_cohort, "stricter"),
 )
 _OPPOSITE: dict[Tendency, Tendency] = {"looser": "stricter", "stricter": "looser"}
@@ -122,7 +132,7 @@ def _listed(old: Terms, new: Terms) -> Iterator[Difference]:
 def _limits(old: Terms, new: Terms) -> Iterator[Difference]:
     for limit in _LIMITS:
         before, after = limit.of(old), limit.of(new)
-        tendency = limit.more if after > before else _OPPOSITE[limit.more]
+        tendency = limit.more if after > before else _OPPOSITE.get(limit.more, "")
         yield from _changed(limit.what, before, after, tendency)
 
 

@@ -33,6 +33,9 @@ _ANSWERED = (
     "schema",
 )
 
+_FEWEST_TO_SHARE = 3
+"""Partners below which the template's way to share noise protects nobody."""
+
 
 @dataclass(frozen=True)
 class PartnerAnswer:
@@ -116,6 +119,9 @@ def answered(answers: Answers, parties: Parties) -> str:
     document["purposes"] = list(answers.purposes)
     cast("Table", document["budget"]).update(vars(answers.budget))
     cast("Table", document["allowed"])["max_epsilon_per_job"] = answers.max_epsilon_per_job
+    if len(answers.partners) < _FEWEST_TO_SHARE:
+        cast("Table", document["allowed"])["protections"] = ["local"]
+        document.remove("secure_aggregation")
     cast("Table", document["coordinator"])["name"] = parties.coordinator.name
     analysts = [r.name for r in parties.enrolled if r.duty == "analyst"]
     _replace(document, "analysts", [{"name": name} for name in analysts])

@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from dovetail.agreement import request as requests
+from dovetail.agreement.cost import enough_noise
 from dovetail.agreement.record import Fields, require
 from dovetail.agreement.request import ModelSpec, Request, TrainingTask
+from dovetail.agreement.terms import Terms
 from dovetail.errors import PrivacyError, SettingError
-from dovetail.privacy import accountant
 
 DEADLINE = 600.0
 
@@ -49,8 +50,12 @@ class JobFile:
     deadline: float
 
 
-def read_job(path: Path) -> JobFile:
+def read_job(path: Path, terms: Terms) -> JobFile:
     """The job in a TOML file.
+
+    Args:
+        path: the file.
+        terms: under which it is to be asked: how much noise an ε needs depends on them.
 
     Raises:
         SettingError: the file cannot be read, a field is missing, unknown, of another type or out
@@ -70,20 +75,20 @@ def read_job(path: Path) -> JobFile:
     try:
         task = record.get("task")
         if isinstance(task, dict):
-            record["task"] = _completed(task)
+            record["task"] = _completed(task, terms)
         return JobFile(requests.from_record({"kind": "training", **record}), quorum, deadline)
     except (SettingError, PrivacyError) as error:
         raise SettingError(f"{path.name}: {error}") from None
 
 
-def _completed(task: dict[str, Any]) -> dict[str, Any]:
+def _completed(task: dict[str, Any], terms: Terms) -> dict[str, Any]:
     """The task with what may be left out, and with the noise that its ε asks for."""
     model = task.get("model")
     filled = {**_defaults(TrainingTask), **task}
     if isinstance(model, dict):
         filled["model"] = {**_defaults(ModelSpec), **model}
     if "epsilon" in filled and "delta" in filled and "noise_multiplier" not in filled:
-        filled["noise_multiplier"] = _noise(filled)
+        filled["noise_multiplier"] = _noise(filled, terms)
     return filled
 
 
@@ -92,15 +97,12 @@ def _defaults(kind: type[Any]) -> dict[str, Any]:
     return {name: list(v) if isinstance(v, tuple) else v for name, v in usual.items()}
 
 
-def _noise(task: dict[str, Any]) -> float:
+def _noise(task: dict[str, Any], terms: Terms) -> float:
     epsilon, delta = task.pop("epsilon"), task.pop("delta")
-    prob, rounds, local_steps = (task.get(n) for n in ("sampling_prob", "rounds", "local_steps"))
-    numbers = all(_is_number(value) for value in (epsilon, delta, prob, rounds, local_steps))
-    if not (numbers and isinstance(rounds, int) and isinstance(local_steps, int)):
+    if not (_is_number(epsilon) and _is_number(delta)):
         raise SettingError("task: epsilon needs delta, sampling_prob and rounds as numbers")
-    return accountant.calibrate_noise_multiplier(
-        epsilon, delta, float(prob or 0), rounds * local_steps
-    )
+    asked = {"kind": "training", "job": "job", "task": {**task, "noise_multiplier": 1.0}}
+    return enough_noise(requests.from_record(asked).task, terms, epsilon, delta)
 
 
 def _is_number(value: object) -> bool:

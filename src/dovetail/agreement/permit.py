@@ -7,6 +7,7 @@ from datetime import UTC, datetime, time, timedelta
 
 from dovetail.agreement import request as requests
 from dovetail.agreement import terms as agreed
+from dovetail.agreement.cost import cost_of
 from dovetail.agreement.record import Fields
 from dovetail.agreement.request import Request
 from dovetail.agreement.terms import Terms
@@ -56,13 +57,14 @@ def permit_of(
         reserved_at: when its cost was reserved.
         ledger_head: digest of the ledger's last entry.
     """
+    cost = cost_of(request.task, terms)
     return Permit(
         job=request.job,
         partner=partner,
         request_digest=requests.digest(request),
         terms_digest=agreed.digest(terms),
-        event=request.task.event,
-        steps=request.task.steps,
+        event=cost.event,
+        steps=cost.count,
         expires=permit_end(terms, reserved_at).isoformat(timespec="seconds"),
         ledger_head=ledger_head,
     )

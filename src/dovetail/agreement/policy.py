@@ -11,11 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 
+from dovetail.agreement.cost import cost_of
 from dovetail.agreement.ledger import Ledger
 from dovetail.agreement.record import LARGEST_WHOLE, require
 from dovetail.agreement.request import Request
 from dovetail.agreement.terms import Approval, Terms
-from dovetail.errors import PolicyError, PrivacyError
+from dovetail.errors import PolicyError, PrivacyError, SettingError
 from dovetail.schema import did_you_mean
 
 RULES = (
@@ -238,7 +239,13 @@ def _protection(case: _Case) -> str:
     protection, allowed = case.request.task.protection, case.terms.protections
     if protection == "none":
         return "a node never answers without noise"
-    return "" if protection in allowed else f"the terms allow {', '.join(allowed)}"
+    if protection not in allowed:
+        return f"the terms allow {', '.join(allowed)}"
+    try:
+        cost_of(case.request.task, case.terms)
+    except SettingError as error:
+        return str(error)
+    return ""
 
 
 def _rounds(case: _Case) -> str:
@@ -268,10 +275,11 @@ def _delta(case: _Case) -> str:
 
 
 def _epsilon(case: _Case, ledger: Ledger, now: datetime) -> str:  # noqa: ARG001 - a rule's shape
-    task, own = case.request.task, case.own.max_epsilon_per_job
+    own = case.own.max_epsilon_per_job
     most = min(case.terms.max_epsilon_per_job, own)
+    cost = cost_of(case.request.task, case.terms)
     try:
-        fits = ledger.fits_alone(task.event, task.steps, most)
+        fits = ledger.fits_alone(cost.event, cost.count, most)
     except PrivacyError as error:  # so little noise, or so much, that no ε can be stated
         return str(error)
     who = "this partner allows" if most == own else "the terms allow"
@@ -284,11 +292,11 @@ def _jobs(case: _Case, ledger: Ledger, now: datetime) -> str:  # noqa: ARG001 - 
 
 
 def _budget(case: _Case, ledger: Ledger, now: datetime) -> str:
-    task = case.request.task
+    cost = cost_of(case.request.task, case.terms)
     if ledger.budget != case.terms.budget:
         return "the ledger is kept under another budget than the terms'"
     try:
-        if ledger.would_fit(task.event, task.steps, now):
+        if ledger.would_fit(cost.event, cost.count, now):
             return ""
     except PrivacyError as error:  # for all that is charged together no ε can be stated
         return str(error)

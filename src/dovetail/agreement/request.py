@@ -20,7 +20,9 @@ from dovetail.schema import Schema
 Family = Literal["logistic", "mlp", "embedding_mlp"]
 ServerOptimizer = Literal["fedavg", "fedavgm", "fedadam", "fedyogi", "fedprox"]
 LocalOptimizer = Literal["sgd", "adam"]
-Protection = Literal["local", "none"]
+Protection = Literal["local", "distributed", "none"]
+ROBUST = ("krum", "multikrum", "bulyan", "fedmedian", "fedtrimmedavg")
+"""Flower's strategies that compare single updates, which no server optimiser here does."""
 
 MAX_LAYERS = 16
 MAX_WIDTH = 65_536
@@ -186,6 +188,15 @@ class TrainingTask:
         )
         proximal = self.server_optimizer == "fedprox"
         require(
+            not (proximal and self.protection == "distributed" and self.local_steps == 1),
+            "task: fedprox pulls local steps back; a single shared step has none (local_steps = 1)",
+        )
+        require(
+            self.local_optimizer == "sgd" or self.protection != "distributed",
+            "task: under protection distributed the server's optimiser may be adaptive "
+            "(server_optimizer), and local_optimizer must be sgd",
+        )
+        require(
             positive(self.proximal_mu) if proximal else self.proximal_mu == 0,
             "task: proximal_mu must be above 0 for fedprox, and 0 for others",
         )
@@ -196,7 +207,10 @@ class TrainingTask:
 
     @property
     def event(self) -> SampledGaussian:
-        """What one step of this task releases."""
+        """What one step of this task releases at a partner that adds all of its noise itself.
+
+        What a job is charged, under any protection: :func:`dovetail.agreement.cost.cost_of`.
+        """
         return SampledGaussian(
             sampling_prob=self.sampling_prob,
             l2_sensitivity=self.l2_clip_norm,
@@ -278,12 +292,23 @@ def _task(record: object) -> TrainingTask:
         local_optimizer=read.choice("local_optimizer", get_args(LocalOptimizer)),
         learning_rate=read.number("learning_rate"),
         momentum=read.number("momentum"),
-        server_optimizer=read.choice("server_optimizer", get_args(ServerOptimizer)),
+        server_optimizer=_server_optimizer(read),
         server_learning_rate=read.number("server_learning_rate"),
         proximal_mu=read.number("proximal_mu"),
         positive_weight=read.number("positive_weight"),
         seed=read.whole("seed"),
     )
+
+
+def _server_optimizer(read: Fields) -> ServerOptimizer:
+    if str(read.raw("server_optimizer")).lower() in ROBUST:
+        raise read.error(
+            "server_optimizer",
+            "is a robust strategy: it compares single updates, which protection distributed hides, "
+            "and is not offered under any other",
+        )
+    found: ServerOptimizer = read.choice("server_optimizer", get_args(ServerOptimizer))
+    return found
 
 
 def _model(record: object) -> ModelSpec:

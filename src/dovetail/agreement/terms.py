@@ -21,6 +21,10 @@ from dovetail.agreement.party import (
 from dovetail.agreement.party import to_record as _party_record
 from dovetail.agreement.record import Fields, is_digest, positive, require
 from dovetail.agreement.request import Family, Protection
+from dovetail.agreement.secure_aggregation import (
+    SecureAggregation,
+    secure_aggregation_from_record,
+)
 from dovetail.crypto import canonical
 from dovetail.errors import SchemaError, SettingError
 from dovetail.schema import Schema, schema_from_record
@@ -95,11 +99,13 @@ class Terms:
         max_parameters: most parameters of a model.
         max_rounds: most rounds of a job.
         max_steps: most steps of a job at one partner.
+        secure_aggregation: what partners assume of each other where noise is shared; there exactly
+            where ``protections`` names ``distributed``.
 
     Raises:
         SettingError: a list is empty, a limit out of range, days or versions do not fit, two
-            parties share a name or a key, or the budget's δ is not below one in the number of
-            customers of the smallest partner.
+            parties share a name or a key, the budget's δ is not below one in the number of
+            customers of the smallest partner, or the partners cannot share noise as they say.
     """
 
     name: str
@@ -124,6 +130,7 @@ class Terms:
     max_parameters: int
     max_rounds: int
     max_steps: int
+    secure_aggregation: SecureAggregation | None = None
 
     def __post_init__(self) -> None:
         for name in ("partners", "purposes", "requests", "model_families", "protections"):
@@ -136,6 +143,7 @@ class Terms:
         self._check_version()
         self._check_parties()
         self._check_customers()
+        self._check_sharing()
 
     def _check_version(self) -> None:
         first = self.version == 1
@@ -163,6 +171,15 @@ class Terms:
             self.minimum_cohort <= smallest.customers,
             f"terms: minimum_cohort is above the customers that {smallest.name!r} declares",
         )
+
+    def _check_sharing(self) -> None:
+        shared = "distributed" in self.protections
+        require(
+            shared == (self.secure_aggregation is not None),
+            "terms: [secure_aggregation] belongs to protection 'distributed', which needs it",
+        )
+        if self.secure_aggregation is not None:
+            self.secure_aggregation.check(len(self.partners))
 
     @cached_property
     def _digest(self) -> str:
@@ -211,7 +228,8 @@ def parse_terms(record: object) -> Terms:
         SettingError: a field is missing, unknown, of another type or out of range; the message
             names it, and the field that was probably meant.
     """
-    read = Fields(record, "terms", _TERMS)
+    optional = (_SHARING,) if isinstance(record, Mapping) and _SHARING in record else ()
+    read = Fields(record, "terms", (*_TERMS, *optional))
     allowed = Fields(read.raw("allowed"), "terms.allowed", _ALLOWED)
     return Terms(
         name=read.text("name"),
@@ -236,6 +254,7 @@ def parse_terms(record: object) -> Terms:
         max_parameters=allowed.whole("max_parameters"),
         max_rounds=allowed.whole("max_rounds"),
         max_steps=allowed.whole("max_steps"),
+        secure_aggregation=secure_aggregation_from_record(read.raw(_SHARING)) if optional else None,
     )
 
 
@@ -258,6 +277,7 @@ def to_record(terms: Terms) -> dict[str, object]:
             "protections": list(terms.protections),
             **{name: getattr(terms, name) for name in ("max_epsilon_per_job", *_WHOLE_LIMITS)},
         },
+        **({_SHARING: dict(vars(shared))} if (shared := terms.secure_aggregation) else {}),
         "coordinator": _party_record(terms.coordinator),
         "analysts": [_party_record(analyst) for analyst in terms.analysts],
         "partners": [_party_record(partner) for partner in terms.partners],
@@ -288,6 +308,7 @@ _TERMS = (
     "partners",
     "schema",
 )
+_SHARING = "secure_aggregation"
 _BUDGET = ("epsilon", "delta", "period")
 _WHOLE_LIMITS = ("max_concurrent_jobs", "max_parameters", "max_rounds", "max_steps")
 _ALLOWED = ("model_families", "protections", "max_epsilon_per_job", *_WHOLE_LIMITS)

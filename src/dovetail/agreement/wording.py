@@ -201,19 +201,51 @@ def _approval(terms: Terms) -> list[str]:
     ]
 
 
+def _noise(terms: Terms) -> list[str]:
+    sentences = []
+    if "distributed" in terms.protections:
+        sentences += _shared(terms)
+    if "local" in terms.protections:
+        alone = "Under" if len(terms.protections) == 1 else "A job may instead ask for"
+        sentences.append(
+            f"{alone} “local” protection each partner adds all of its noise itself: nobody has to "
+            "trust the coordinator or another partner for it."
+        )
+    return sentences
+
+
+def _shared(terms: Terms) -> list[str]:
+    assumed, partners = terms.secure_aggregation, len(terms.partners)
+    assert assumed is not None  # noqa: S101 - the terms have it with this protection
+    stay, weaker = partners - assumed.dropouts, ""
+    if not assumed.colluders:
+        weaker = (
+            " They accept that a partner who takes away its own share of the noise sees the sum of "
+            "the others under less noise than is charged."
+        )
+    return [
+        "Under “distributed” protection the partners share the noise: each adds a part, and masks "
+        "what it sends, so that the coordinator sees nothing but the sum of all, with all noise.",
+        f"For this the partners trust each other so far: at most {assumed.dropouts:,} of the "
+        f"{partners:,} leave before a round has ended, and at most {assumed.colluders:,} tell "
+        f"the coordinator or others what they know. With fewer than {stay:,} a round is lost. If "
+        f"more than these collude, they see the others under less noise.{weaker}",
+    ]
+
+
 def _leaves(terms: Terms) -> list[str]:
     return [
         "What leaves: after each round one update of the model. It is a sum over customers, of "
         "which each can move it only by so much, and each partner adds noise to it at home, before "
-        "anything leaves. So nobody has to trust the coordinator or another partner for it.",
+        "anything leaves.",
         "What leaves as well: a partner's signed yes to a job, with a fingerprint of its account; "
         "or the name of the rule that refused it. A refusal for too few customers says that there "
         "are too few, and not how many.",
         f"What does not leave: rows; “{terms.schema.key}” or anything else that identifies a "
         "customer; the real number of customers; any count, mean or extreme value; how well a "
         "model fits the partner's customers; private keys.",
-        "The coordinator sees each partner's noised updates. The finished model goes to every "
-        "partner and to whoever asked for it.",
+        f"The coordinator sees {_SEEN['local' in terms.protections]}. The finished model goes to "
+        "every partner and to whoever asked for it.",
     ]
 
 
@@ -252,6 +284,7 @@ def _keys(terms: Terms) -> list[str]:
     ]
 
 
+_SEEN = {True: "each partner's noised updates", False: "the sum of all partners' updates"}
 _SECTIONS: dict[str, Callable[[Terms], list[str]]] = {
     "Who takes part": _who,
     "What for": _purposes,
@@ -259,6 +292,7 @@ _SECTIONS: dict[str, Callable[[Terms], list[str]]] = {
     "What may be asked": _requests,
     "What it may cost": _cost,
     "Who says yes": _approval,
+    "Who adds the noise": _noise,
     "What leaves a partner, and what does not": _leaves,
     "Which columns": _columns,
     "How the terms change": _changes,

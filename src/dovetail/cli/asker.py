@@ -48,9 +48,17 @@ class Asker:
         from dovetail.agreement import terms as agreed
         from dovetail.agreement.signing import request_record, sign_request
 
-        terms = self.trusted().in_force(datetime.now(UTC).date())
+        terms = self.in_force()
         me, key = self.keyring.name, self.keyring.signing
         return request_record(sign_request(request, agreed.digest(terms), me, key, purpose))
+
+    def in_force(self) -> Terms:
+        """The terms in force today.
+
+        Raises:
+            AgreementError: see :meth:`trusted`; or no terms are in force.
+        """
+        return self.trusted().in_force(datetime.now(UTC).date())
 
     def trusted(self) -> TrustedTerms:
         """What the coordinator shows and all have signed, this asker with these keys.

@@ -56,7 +56,7 @@ def preview(file: JobFile, keys: Keys = KEYS, as_json: Json = False) -> None:
     from dovetail.agreement.job_file import read_job
 
     asker = Asker(keys)
-    signed = asker.signed(read_job(file).request, "preview")
+    signed = asker.signed(read_job(file, asker.in_force()).request, "preview")
     found = asker.client.call("Preview", {"signed": signed})
     refused = [name for name, said in found["partners"].items() if said["refused_by"]]
     if as_json:
@@ -103,7 +103,8 @@ def submit(
     """Hand in a job, signed with your key, and watch it."""
     from dovetail.agreement.job_file import read_job
 
-    asker, asked = Asker(keys), read_job(file)
+    asker = Asker(keys)
+    asked = read_job(file, asker.in_force())
     record = {
         "signed": asker.signed(asked.request, "request"),
         "quorum": quorum or asked.quorum,

@@ -13,7 +13,9 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +50,20 @@ _SECONDS_TO_CONNECT = 120.0
 _logger = logging.getLogger(__name__)
 
 
-def run_job(channel: Channel, folder: Path, job: JobFile) -> Release:
+def run_job(channel: Channel, folder: Path, job_under: Callable[[Terms], JobFile]) -> Release:
     """Runs a job over nodes that have yet to show whose they are; keeps and returns its release.
 
     Args:
         channel: where the nodes are.
         folder: the coordinator's.
-        job: what is asked.
+        job_under: what is asked, under the terms in force.
 
     Raises:
         DovetailError: the job did not begin, or failed; says why.
     """
     keyring = load_keyring(folder / "keys", os.environ.get(PASSPHRASE, "").encode() or None)
     terms = _in_force(folder, keyring)
+    job = job_under(terms)
     signed = sign_request(job.request, agreed.digest(terms), keyring.name, keyring.signing)
     run = Run(
         signed,
@@ -144,7 +147,9 @@ def _main(channel: Channel, context: Any) -> None:
     log.addHandler(logging.StreamHandler())
     log.setLevel(logging.INFO)
     try:
-        run_job(channel, Path(place), read_job(Path(place, str(context.run_config["job"]))))
+        run_job(
+            channel, Path(place), partial(read_job, Path(place, str(context.run_config["job"])))
+        )
     except Exception:
         _logger.exception("the job failed")  # Flower's own log is silent here
         raise

@@ -8,6 +8,7 @@ from typing import cast
 
 from dovetail.agreement import request as requests
 from dovetail.agreement import terms as agreed
+from dovetail.agreement.cost import cost_of
 from dovetail.agreement.permit import Permit
 from dovetail.agreement.signing import (
     SignedPermit,
@@ -101,15 +102,15 @@ def _cost(value: object) -> float:
 
 
 def _check(signed: SignedPermit, asked: SignedRequest, terms: Terms, partner: str) -> None:
-    permit, task = signed.permit, asked.request.task
+    permit, cost = signed.permit, cost_of(asked.request.task, terms)
     require_permitted(signed, terms.partner(partner))
     expected = Permit(
         job=asked.request.job,
         partner=partner,
         request_digest=requests.digest(asked.request),
         terms_digest=agreed.digest(terms),
-        event=task.event,
-        steps=task.steps,
+        event=cost.event,
+        steps=cost.count,
         expires=permit.expires,
         ledger_head=permit.ledger_head,
     )

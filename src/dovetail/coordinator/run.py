@@ -12,13 +12,16 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import InitVar, dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 from dovetail.agreement import request as requests
 from dovetail.agreement import terms as agreed
+from dovetail.agreement.cost import cost_of
 from dovetail.agreement.request import TrainingTask
 from dovetail.agreement.signing import SignedPermit, SignedRequest
 from dovetail.agreement.terms import Terms
+from dovetail.coordinator.aggregating import Aggregation, stepped
 from dovetail.coordinator.job import Job, State
 from dovetail.coordinator.progress import EventKind, JobEvent
 from dovetail.coordinator.proposing import ask_permits
@@ -27,6 +30,7 @@ from dovetail.coordinator.settling import settle
 from dovetail.errors import (
     DovetailError,
     PolicyError,
+    ProtocolError,
     RemoteProtocolError,
     SettingError,
     TooManyDropouts,
@@ -165,6 +169,9 @@ class Run:
             raise SettingError("a job needs at least one partner")
         self.job = standing or Job(self.signed.request)
         self.quorum = self.quorum or len(self.partners) // 2 + 1
+        assumed = self.terms.secure_aggregation
+        if self.signed.request.task.protection == "distributed" and assumed is not None:
+            self.quorum = max(self.quorum, len(self.terms.partners) - assumed.dropouts)
         self._awaited: set[int] = set()
 
     def run(self) -> Release:
@@ -284,9 +291,10 @@ class Run:
             self.checkpoint = None
         self._start()
         shapes = {name: array.shape for name, array in arrays.items()}
+        shared = task.protection == "distributed"
         while self.job.round_asked < self.job.rounds:
             self._await_quorum()
-            mean = self._ask_round(shapes, arrays)
+            mean = self._ask_shared_round(arrays) if shared else self._ask_round(shapes, arrays)
             if mean is None:
                 continue
             arrays = apply_mean(strategy, self.job.round_asked, arrays, *mean)
@@ -326,6 +334,26 @@ class Run:
             self._lose(f"round {number}: {error}{reasons}")
             return None
         return mean.arrays, mean.weight
+
+    def _ask_shared_round(self, arrays: Arrays) -> tuple[Arrays, float] | None:
+        """As :meth:`_ask_round`, of masked contributions."""
+        self._record(self.job.ask_round())
+        number = self.job.round_asked
+        try:
+            total = self._aggregation.round(number, arrays)
+        except (ProtocolError, TransportError) as error:
+            faults = self._aggregation.faults.items()
+            reasons = "".join(f"; {partner}: {why}" for partner, why in faults)
+            self._lose(f"round {number}: {error}{reasons}")
+            return None
+        for partner, reason in total.faults.items():
+            self._tell("dropped", partner, reason)
+        return stepped(self.signed.request, self.terms, arrays, total)
+
+    @cached_property
+    def _aggregation(self) -> Aggregation:
+        request, terms = self.signed.request, self.terms
+        return Aggregation(request, terms, self.channel, self.partners, self.deadline)
 
     def _lose(self, reason: str) -> None:
         self._record(self.job.lose_round())
@@ -378,7 +406,7 @@ class Run:
             raise TooManyDropouts("no round was finished, so there is nothing to release")
         return release(
             arrays,
-            {partner: {task.event: task.steps} for partner in self.partners.values()},
+            {partner: cost_of(task, self.terms).spending for partner in self.partners.values()},
             self.terms.budget.delta,
             Provenance(
                 job=self.signed.request.job,

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from dovetail.agreement import terms as agreed
+from dovetail.agreement.cost import cost_of
 from dovetail.agreement.record import Fields
 from dovetail.agreement.signing import (
     PREVIEW,
@@ -141,10 +142,12 @@ class Service:
         partners = self._docket.preview(signed)
         terms, task = self._trusted.newest, signed.request.task
         assert terms is not None  # noqa: S101 - the docket judged by them
-        delta, counts = terms.budget.delta, len(terms.partners) if terms.customers_overlap else 1
+        delta, cost = terms.budget.delta, cost_of(task, terms)
+        adds_up = terms.customers_overlap and task.protection != "distributed"
+        counts = len(terms.partners) if adds_up else 1
         within = task.steps <= terms.max_steps  # beyond, an exact answer could take minutes
         joint_of = accountant.epsilon if within else accountant.epsilon_rdp
-        joint = joint_of({task.event: task.steps * counts}, delta)
+        joint = joint_of({cost.event: cost.count * counts}, delta)
         return {
             "partners": {name: dict(found) for name, found in partners.items()},
             "delta": delta,

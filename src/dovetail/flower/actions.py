@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Literal, Protocol, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ PROPOSE = "query.propose"
 TRAIN = "train"
 CLOSE = "query.close"
 KEEP = "query.keep"
+AGGREGATE = "query.aggregate"
 SIGNED = "signed"
 """Setting that holds a signed request."""
 CONFIG = "config"
@@ -56,6 +57,13 @@ class Contribution:
     state: NamedArrays
 
 
+AggregationStep = Literal[
+    "advertise_keys", "share_keys", "receive_shares", "check_consistency", "unmask"
+]
+"""What a node does for secure aggregation besides its masked input, by its name in the paper
+(Bonawitz et al. 2017, figure 4); ``receive_shares`` hands over what the others shared."""
+
+
 class Actions(Protocol):
     """What a node can do; each raises a ``DovetailError`` to refuse."""
 
@@ -71,6 +79,10 @@ class Actions(Protocol):
         self, request: Record, number: int, arrays: NamedArrays, state: NamedArrays
     ) -> Contribution:
         """Contributes to round ``number`` of an admitted request."""
+        ...
+
+    def aggregate(self, step: AggregationStep, request: Record, body: Record) -> Record:
+        """Takes one step of secure aggregation for an admitted request."""
         ...
 
     def close(self, job: str) -> None:
@@ -113,6 +125,12 @@ def node_app(actions_of: Callable[[Context], Actions]) -> ClientApp:
             },
         )
 
+    def aggregate(message: Message, context: Context) -> Message:
+        with reading(message):
+            step, request, body = _step_of(message)
+        found = actions_of(context).aggregate(step, request, body)
+        return _reply(message, {CONFIG: config_record({"body": json.dumps(found)})})
+
     def close(message: Message, context: Context) -> Message:
         with reading(message):
             job = str(_config_of(message).get("job", ""))
@@ -127,7 +145,16 @@ def node_app(actions_of: Callable[[Context], Actions]) -> ClientApp:
         actions_of(context).keep(card, arrays)
         return _reply(message, {CONFIG: config_record({})})
 
-    return client_app({PREVIEW: preview, PROPOSE: propose, TRAIN: train, CLOSE: close, KEEP: keep})
+    return client_app(
+        {
+            PREVIEW: preview,
+            PROPOSE: propose,
+            TRAIN: train,
+            AGGREGATE: aggregate,
+            CLOSE: close,
+            KEEP: keep,
+        }
+    )
 
 
 def preview_message(node: int, signed: Record) -> Message:
@@ -150,6 +177,12 @@ def train_messages(
     config = config_record({"request": json.dumps(request), "server-round": number})
     content = RecordDict({ARRAYS: borrowed_record(arrays), CONFIG: config})
     return [Message(content, node, TRAIN, group_id=str(number)) for node in weights]
+
+
+def aggregate_message(node: int, step: AggregationStep, request: Record, body: Record) -> Message:
+    """Asks a node for one step of secure aggregation."""
+    settings = {"step": step, "request": json.dumps(request), "body": json.dumps(body)}
+    return Message(RecordDict({CONFIG: config_record(settings)}), node, AGGREGATE)
 
 
 def close_message(node: int, job: str) -> Message:
@@ -182,6 +215,15 @@ def permit_of(reply: Message) -> Record:
     return _json(_config_of(reply).get("permit"))
 
 
+def body_of(reply: Message) -> Record:
+    """What a node answered to :func:`aggregate_message`.
+
+    Raises:
+        RemoteProtocolError: nothing that can be read.
+    """
+    return _json(_config_of(reply).get("body"))
+
+
 def arrays_of(reply: Message) -> dict[str, npt.NDArray[np.float32]]:
     """The arrays of a reply that a :class:`~dovetail.flower.grid.CheckedGrid` let through."""
     return {
@@ -197,6 +239,14 @@ def _reply(message: Message, records: dict[str, object]) -> Message:
 def _signed_of(message: Message) -> Record:
     with reading(message):
         return _json(_config_of(message).get(SIGNED))
+
+
+def _step_of(message: Message) -> tuple[AggregationStep, Record, Record]:
+    config = _config_of(message)
+    for step in get_args(AggregationStep):
+        if config.get("step") == step:
+            return step, _json(config.get("request")), _json(config.get("body"))
+    raise RemoteProtocolError("the message names no step of secure aggregation")
 
 
 def _round_of(message: Message) -> tuple[Record, int]:

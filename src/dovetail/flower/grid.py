@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -37,6 +38,8 @@ METRICS = "metrics"
 """Record of a reply that holds its weight, and nothing else."""
 WEIGHT = "weight"
 """Metric that holds the public weight of a node."""
+MASKED = "masked"
+"""The array of a reply whose contribution is masked."""
 _LARGEST_SUM = float(np.finfo(np.float32).max) / 2
 
 
@@ -126,6 +129,35 @@ class Expected:
             raise RemoteProtocolError("the reply's weight is not a positive finite number")
         if weight > self.weights.get(node, 0.0):
             raise RemoteProtocolError("the reply's weight is above the node's public weight")
+
+
+@dataclass(frozen=True)
+class MaskedExpected:
+    """What a good reply holds where contributions are masked.
+
+    Attributes:
+        size: numbers of the masked input.
+        bits: of each, 32 or 64.
+    """
+
+    size: int
+    bits: int
+
+    def masked(self, content: RecordDict) -> npt.NDArray[Any]:
+        """The masked input of a reply, not writable.
+
+        Raises:
+            RemoteProtocolError: the reply is not as expected.
+        """
+        arrays = content.get(ARRAYS)
+        if set(content) != {ARRAYS, METRICS} or not isinstance(arrays, ArrayRecord):
+            raise RemoteProtocolError("the reply does not hold just arrays and metrics")
+        if set(arrays) != {MASKED}:
+            raise RemoteProtocolError("the reply does not hold just a masked input")
+        array = arrays[MASKED]
+        if array.dtype != f"uint{self.bits}" or tuple(array.shape) != (self.size,):
+            raise RemoteProtocolError("the masked input has another size or dtype")
+        return view(array)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,14 @@ from dovetail.agreement.signing import (
 )
 from dovetail.agreement.terms import Terms
 from dovetail.crypto.keys import SigningKey
+from dovetail.crypto.prg import fresh_key
 from dovetail.errors import AgreementError, RemoteProtocolError, SettingError
-from dovetail.flower.actions import Contribution, Record
+from dovetail.flower.actions import AggregationStep, Contribution, Record
+from dovetail.flower.grid import MASKED
+from dovetail.node.aggregating import Aggregating
 from dovetail.node.gate import Clock, Decisions, Gate
+from dovetail.node.runner import SUM
+from dovetail.privacy.discrete_gaussian import DiscreteSampler
 from dovetail.schema import Schema
 from dovetail.store.admissions import Admissions
 from dovetail.store.ledger import LedgerStore
@@ -32,6 +37,8 @@ from dovetail.training.round_result import RoundResult
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 Keep = Callable[[Record, Arrays], None]
 """Keeps a released model and its card."""
+NoiseOf = Callable[[str, int], DiscreteSampler]
+"""The noise that a node shares in one (job, round)."""
 
 
 class Contributor(Protocol):
@@ -64,6 +71,7 @@ class Node:
         decisions: Decisions = lambda _: None,
         keep: Keep = lambda _card, _arrays: None,
         admissions: Admissions | None = None,
+        noise: NoiseOf = lambda _job, _number: DiscreteSampler(fresh_key()),
     ) -> None:
         """Puts a node together.
 
@@ -80,6 +88,8 @@ class Node:
             keep: keeps released models.
             admissions: who asked for the jobs that are admitted; by default known to this object
                 alone, so that no other goes on with them.
+            noise: where this node's share of a round's noise comes from; only a simulation
+                repeats itself.
 
         Raises:
             AgreementError: the terms do not know the partner.
@@ -90,6 +100,8 @@ class Node:
         self._gate = Gate(terms, partner, ledger, cohort, policy, clock, decisions, admissions)
         self._contributor = contributor
         self._keep = keep
+        self._noise = noise
+        self._aggregating = Aggregating(terms, partner, key)
 
     def preview(self, signed: Record) -> Record:
         """Judges a request and charges nothing."""
@@ -102,13 +114,34 @@ class Node:
     def train(self, request: Record, number: int, arrays: Arrays, state: Arrays) -> Contribution:
         """Contributes to one round: charged, computed, recorded, then returned."""
         admitted = _request(request)
-        self._gate.begin(admitted, number, lambda: require_model(admitted, self._schema, arrays))
+        shared = admitted.task.protection == "distributed"
+
+        def fits() -> None:
+            require_model(admitted, self._schema, arrays)
+            if shared:
+                self._aggregating.require_block(admitted, number)
+
+        self._gate.begin(admitted, number, fits)
         result = self._contributor.contribute(admitted, number, arrays, state)
+        leaving = self._masked(admitted, number, result) if shared else result.arrays
         self._gate.commit(admitted, number)
-        return Contribution(result.arrays, float(self._weight), result.optimizer_state)
+        return Contribution(leaving, float(self._weight), result.optimizer_state)
+
+    def _masked(
+        self, request: Request, number: int, result: RoundResult
+    ) -> Mapping[str, npt.NDArray[Any]]:
+        noise, total = self._noise(request.job, number), result.arrays[SUM]
+        return {MASKED: self._aggregating.masked(request, number, total, noise)}
+
+    def aggregate(self, step: AggregationStep, request: Record, body: Record) -> Record:
+        """Takes a step of secure aggregation for a job that was admitted."""
+        admitted = _request(request)
+        self._gate.require_open(admitted)
+        return self._aggregating.step(step, admitted, body)
 
     def close(self, job: str) -> None:
         """Ends a job; what it never began is free again."""
+        self._aggregating.forget(job)
         self._gate.close(job)
 
     def keep(self, card: Record, arrays: Arrays) -> None:

@@ -8,6 +8,7 @@ from datetime import datetime
 from threading import Lock
 from typing import Literal
 
+from dovetail.agreement.cost import cost_of
 from dovetail.agreement.ledger import JobSpending
 from dovetail.agreement.permit import Permit, permit_end, permit_of
 from dovetail.agreement.policy import (
@@ -116,7 +117,7 @@ class Gate:
         within = refused_by in ("", *COST_RULES)
         epsilon_of = accountant.epsilon if within else accountant.epsilon_rdp
         try:
-            epsilon = epsilon_of({task.event: task.steps}, self._terms.budget.delta)
+            epsilon = epsilon_of(cost_of(task, self._terms).spending, self._terms.budget.delta)
         except PrivacyError as error:
             raise PolicyError("epsilon", str(error)) from None
         return Preview(
@@ -150,6 +151,14 @@ class Gate:
         reserved_at = datetime.fromisoformat(known.reserved_at)
         return permit_of(request, terms, self._partner, reserved_at, self._ledger.refresh().head)
 
+    def require_open(self, request: Request) -> None:
+        """Do nothing if this request was admitted here and its job has not ended.
+
+        Raises:
+            PolicyError: rule ``request``.
+        """
+        self._require_same(request, self._ledger.refresh().job(request.job))
+
     def begin(self, request: Request, number: int, fits: Callable[[], None]) -> None:
         """Judges an admitted job again, and charges its round ``number`` (1 for the first).
 
@@ -180,8 +189,11 @@ class Gate:
         require_asker(admitted.signed, self._terms)
         require_allowed(request, self._terms, self._partner, self._cohort, self._policy, now)
         self._require_declared(admitted)
+        cost = cost_of(request.task, self._terms)
+        if cost.event != known.event:
+            raise PolicyError("permit", "the terms now share noise otherwise than was permitted")
         fits()
-        self._ledger.begin(request.job, number, request.task.local_steps)
+        self._ledger.begin(request.job, number, cost.per_round)
 
     def commit(self, request: Request, number: int) -> None:
         """Records that the contribution to round ``number`` is about to leave."""
@@ -195,10 +207,10 @@ class Gate:
     def _reserve(self, signed: SignedRequest) -> JobSpending:
         self._close_expired()
         self._judge(signed)
-        request, task = signed.request, signed.request.task
+        request, cost = signed.request, cost_of(signed.request.task, self._terms)
         self._require_approved(signed)
         self._admissions.note(Admitted(signed, schema_digest(request, self._terms)))
-        self._ledger.reserve(request.job, digest(request), task.event, task.steps)
+        self._ledger.reserve(request.job, digest(request), cost.event, cost.count)
         return self._ledger.refresh().spending_by_job()[request.job]
 
     def _admit_again(self, signed: SignedRequest, known: JobSpending) -> None:

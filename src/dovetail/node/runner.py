@@ -10,15 +10,24 @@ import numpy as np
 import numpy.typing as npt
 
 from dovetail.agreement.request import Request
+from dovetail.crypto.prg import fresh_key
 from dovetail.privacy.sampler import SecureSampler
 from dovetail.schema import Schema
 from dovetail.training.batch import Batch, Customers
+from dovetail.training.contribution import contribution
 from dovetail.training.dp_sgd import train_round
 from dovetail.training.round_result import RoundResult
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
+SUM = "sum"
+"""What a contribution to a shared sum is called on its way from the worker to its node."""
 Dice = Callable[[str, int], SecureSampler]
 """Randomness for one (job, round)."""
+
+
+def fresh_dice(_job: str, _number: int) -> SecureSampler:
+    """Randomness that nobody can repeat, from a key of the operating system."""
+    return SecureSampler(fresh_key())
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class Runner:
     def contribute(
         self, request: Request, number: int, arrays: Arrays, optimizer_state: Arrays
     ) -> RoundResult:
-        """The partner's model after its local steps, and its optimiser's state.
+        """The partner's model after its local steps, and its optimiser's state; or its bounded sum.
 
         Args:
             request: an admitted request.
@@ -50,18 +59,18 @@ class Runner:
             optimizer_state: what the previous round returned; empty in the first.
 
         Guarantees: each of the round's ``local_steps`` releases ``request.task.event`` and
-        nothing else that depends on a row.
+        nothing else that depends on a row. Under protection ``distributed`` the array
+        :data:`SUM` is bounded (:mod:`dovetail.training.contribution`) and has no noise: it is for
+        this node, which adds its share and masks it.
         """
         task = request.task
         selected = _selected(self.schema, task.features)
+        customers, dice = self._columns(selected), self.dice(request.job, number)
+        if task.protection == "distributed":
+            total = contribution(arrays, customers, selected, task, self.declared_customers, dice)
+            return RoundResult({SUM: total}, {})
         return train_round(
-            arrays,
-            self._columns(selected),
-            selected,
-            task,
-            self.declared_customers,
-            self.dice(request.job, number),
-            optimizer_state,
+            arrays, customers, selected, task, self.declared_customers, dice, optimizer_state
         )
 
     def _columns(self, selected: Schema) -> Customers:

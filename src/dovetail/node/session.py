@@ -21,7 +21,7 @@ from dovetail.agreement.signing import chain_from_record
 from dovetail.agreement.terms import Terms
 from dovetail.agreement.trusted import OLDER
 from dovetail.errors import AgreementError, DovetailError, PolicyError, SettingError
-from dovetail.flower.actions import Contribution, Record, node_app
+from dovetail.flower.actions import AggregationStep, Contribution, Record, node_app
 from dovetail.flower.client import answer, new_context
 from dovetail.node.app import Arrays, Node, parsed
 from dovetail.node.gate import Clock
@@ -175,6 +175,11 @@ class Session:
         """See :class:`dovetail.flower.actions.Actions`; one round at a time."""
         with _refusals_logged(f"round {number}"), self._round:
             return self._ready().train(request, number, arrays, state)
+
+    def aggregate(self, step: AggregationStep, request: Record, body: Record) -> Record:
+        """See :class:`dovetail.flower.actions.Actions`."""
+        with _refusals_logged(f"a step of secure aggregation, {step}"):
+            return self._ready().aggregate(step, request, body)
 
     def close(self, job: str) -> None:
         """See :class:`dovetail.flower.actions.Actions`; heard whatever else stands in the way."""

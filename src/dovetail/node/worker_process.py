@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from dovetail.agreement import request as requests
-from dovetail.crypto.prg import fresh_key
 from dovetail.data.arrays import CustomerArrays
 from dovetail.errors import DovetailError
 from dovetail.node.pipe import Named, receive, send
-from dovetail.node.runner import Runner
-from dovetail.privacy.sampler import SecureSampler
+from dovetail.node.runner import Runner, fresh_dice
 
 OpenRunner = Callable[[Path, int], Runner]
 """Makes the runner from the folder of prepared customers and the declared number of customers."""
@@ -32,7 +30,7 @@ _NICENESS = 5  # the node's own heartbeats come first
 def open_runner(arrays: Path, declared_customers: int) -> Runner:
     """The runner of a production node: every round draws a fresh key of the operating system."""
     customers = CustomerArrays.open(arrays)
-    return Runner(customers, customers.schema, declared_customers, _fresh_dice)
+    return Runner(customers, customers.schema, declared_customers, fresh_dice)
 
 
 def serve(descriptor: int) -> None:
@@ -90,7 +88,3 @@ def _told(error: Exception) -> dict[str, Any]:
     if isinstance(error, DovetailError):
         return {"error": type(error).__name__, "text": str(error), "about": vars(error)}
     return {"failure": "".join(traceback.format_exception(error))}
-
-
-def _fresh_dice(_job: str, _number: int) -> SecureSampler:
-    return SecureSampler(fresh_key())

@@ -134,6 +134,11 @@ class Client:
         self._own: dict[int, _Secrets] = {}
         self._held: dict[int, dict[str, tuple[int, int]]] = {n: {} for n in block.numbers}
 
+    def can_mask(self, number: int) -> bool:
+        """Whether a vector can be masked for this round now."""
+        ready = Step.MASKED_INPUT in _FOLLOWS[self._done]
+        return ready and number in self._block.numbers and number > self._number
+
     def advertise_keys(self) -> Record:
         """Round 0: fresh keys for every round of the block, signed.
 

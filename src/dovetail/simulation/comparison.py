@@ -8,13 +8,15 @@ nothing else.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from dovetail.agreement.cost import enough_noise
 from dovetail.agreement.party import Partner, rounded
 from dovetail.agreement.request import Request, TrainingTask
+from dovetail.agreement.secure_aggregation import SecureAggregation
 from dovetail.agreement.terms import Budget, Terms
 from dovetail.coordinator.round import calibrated
 from dovetail.schema import Schema
@@ -41,7 +43,8 @@ class Cell:
         comparison: who trains.
         trained_by: the partner that trains alone, or ``all``.
         epsilon: of the job; ``None`` without privacy.
-        noise_multiplier: that this ε asks for; 0 without privacy.
+        noise_multiplier: that this ε asks for where a partner adds its noise alone; 0 without
+            privacy.
         seed: of parameters, samples and noise.
     """
 
@@ -84,6 +87,8 @@ def cells(study: Study, partners: tuple[str, ...], noise: Mapping[float, float])
         listed.append(Cell("pooled", ALL, None, 0.0, seed))
         for epsilon in study.privacy.epsilons:
             listed.append(Cell("joint", ALL, epsilon, noise[epsilon], seed))
+            if study.privacy.protection == "distributed":
+                listed.append(Cell("joint_local", ALL, epsilon, noise[epsilon], seed))
             listed.append(Cell("pooled_dp", ALL, epsilon, noise[epsilon], seed))
             listed += [Cell("alone", name, epsilon, noise[epsilon], seed) for name in partners]
     return listed
@@ -100,23 +105,62 @@ def run_cell(cell: Cell, study: Study, ground: Ground) -> CellResult:
     every = study.evaluation.every_rounds
 
     def on_round(number: int, arrays: Arrays) -> None:
-        if cell.comparison in WITH_CURVE and number % every == 0:
-            measured.extend(_measure(cell, study, ground, arrays, number, final=False)[0])
+        done, rest = divmod(number * study.training.rounds, task.rounds)
+        if cell.comparison in WITH_CURVE and not rest and done % every == 0:
+            measured.extend(_measure(cell, study, ground, arrays, done, final=False)[0])
 
     if cell.comparison == "pooled":
         arrays: Arrays = _train_without_privacy(cell, study, ground)
     else:
-        task = study.training.task(
-            tuple(column.name for column in ground.schema.columns),
-            ground.schema.label.name,
-            noise_multiplier=cell.noise_multiplier,
-            seed=cell.seed,
+        partners, customers = _parties(cell, ground)
+        assert cell.epsilon is not None  # noqa: S101 - every private cell has one
+        task, terms = agreed_task(
+            study,
+            ground.schema,
+            partners,
+            cell.epsilon,
+            cell.noise_multiplier,
+            cell.seed,
+            shared=cell.comparison == "joint" and study.privacy.protection == "distributed",
         )
-        terms, customers = _parties(cell, study, ground, task)
         with World(terms, customers, cell.seed) as world:
             arrays = world.run(Request(_job(cell), task), on_round=on_round).value
     final, predicted = _measure(cell, study, ground, arrays, study.training.rounds, final=True)
     return CellResult((*measured, *final), predicted)
+
+
+def agreed_task(
+    study: Study,
+    schema: Schema,
+    partners: tuple[Partner, ...],
+    epsilon: float,
+    noise_multiplier: float,
+    seed: int,
+    *,
+    shared: bool,
+) -> tuple[TrainingTask, Terms]:
+    """One run's task at an ε, and terms under which these partners may run it.
+
+    Args:
+        study: the study.
+        schema: the columns.
+        partners: who takes part.
+        epsilon: of the job.
+        noise_multiplier: that it asks for where each partner adds its noise alone.
+        seed: of the run.
+        shared: whether the partners share the noise.
+
+    Raises:
+        SettingError: so few partners cannot, or not as the study says.
+    """
+    columns, label = tuple(column.name for column in schema.columns), schema.label.name
+    if not shared:
+        task = study.training.task(columns, label, noise_multiplier=noise_multiplier, seed=seed)
+        return task, terms_of(study, schema, partners, epsilon, task)
+    task = study.training.shared_task(columns, label, noise_multiplier=noise_multiplier, seed=seed)
+    terms = terms_of(study, schema, partners, epsilon, task)
+    noise = enough_noise(task, terms, epsilon, study.privacy.delta)
+    return replace(task, noise_multiplier=noise), terms
 
 
 def terms_of(
@@ -151,12 +195,15 @@ def terms_of(
         max_parameters=int(sum(sizes)),
         max_rounds=task.rounds,
         max_steps=task.steps,
+        secure_aggregation=(
+            SecureAggregation(study.privacy.dropouts, study.privacy.colluders)
+            if task.protection == "distributed"
+            else None
+        ),
     )
 
 
-def _parties(
-    cell: Cell, study: Study, ground: Ground, task: TrainingTask
-) -> tuple[Terms, Mapping[str, Customers]]:
+def _parties(cell: Cell, ground: Ground) -> tuple[tuple[Partner, ...], Mapping[str, Customers]]:
     """Who takes part in a private run, and with which customers."""
     partners, customers = ground.partners, ground.training
     if cell.comparison == "alone":
@@ -166,8 +213,7 @@ def _parties(
         together = Together(list(customers.values()))
         partners = (_imaginary_company(partners, len(together)),)
         customers = {ALL: together}
-    assert cell.epsilon is not None  # noqa: S101 - every private cell has one
-    return terms_of(study, ground.schema, partners, cell.epsilon, task), customers
+    return partners, customers
 
 
 def _imaginary_company(partners: tuple[Partner, ...], customers: int) -> Partner:

@@ -16,6 +16,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 from dovetail.agreement.entry import Entry
+from dovetail.agreement.party import Partner
 from dovetail.agreement.record import require
 from dovetail.agreement.request import ModelSpec, Request
 from dovetail.agreement.terms import Terms
@@ -24,7 +25,7 @@ from dovetail.data.source import run_query
 from dovetail.errors import DataError
 from dovetail.simulation import complete_journey
 from dovetail.simulation.cell_store import make_folder, write_whole
-from dovetail.simulation.comparison import terms_of
+from dovetail.simulation.comparison import agreed_task
 from dovetail.simulation.federation import Federation, Member, require_ended_well
 from dovetail.simulation.ground import Ground, open_ground
 from dovetail.simulation.preparing import prepare_ground
@@ -120,7 +121,9 @@ def demo_study(mailings: Path, epsilons: tuple[float, ...], seeds: tuple[int, ..
         data=StudyData("complete_journey", file=mailings),
         partition=Partition("column"),
         training=TRAINING,
-        privacy=StudyPrivacy(epsilons=tuple(sorted(set(epsilons))), delta=DELTA),
+        privacy=StudyPrivacy(
+            epsilons=tuple(sorted(set(epsilons))), delta=DELTA, protection="distributed"
+        ),
         seeds=seeds,
     )
 
@@ -183,10 +186,9 @@ def _headline_job(
 ) -> HeadlineJob:
     """Runs the joint job of seed 0 before everybody's eyes, and keeps its model."""
     study, ledgers = result.study, output / "ledgers"
-    request = _headline_request(result, epsilon)
     with tempfile.TemporaryDirectory() as scratch:
         ground = open_ground(prepare_ground(study, Path(scratch)))
-        terms = terms_of(study, ground.schema, ground.partners, epsilon, request.task)
+        request, terms = _headline_request(result, epsilon, ground.partners)
         _begin_ledgers_afresh(ledgers, ground)
         with World(terms, ground.training, study.seeds[0], ledgers) as world:
             released = world.run(request, on_event=on_event)
@@ -207,12 +209,11 @@ def _federated_job(
 ) -> HeadlineJob:
     """Runs the joint job between processes that know each other by their keys only."""
     study, folder = result.study, output / "federation"
-    request = _headline_request(result, epsilon)
     shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory() as scratch:
         recipe = prepare_ground(study, Path(scratch))
         partners = tuple(rows.partner for rows in recipe.rows)
-        terms = terms_of(study, recipe.schema, partners, epsilon, request.task)
+        request, terms = _headline_request(result, epsilon, partners)
         members = {rows.partner.name: Member(rows.table) for rows in recipe.rows}
         with Federation(folder, terms, members) as federation:
             federation.start()
@@ -230,15 +231,14 @@ def _entries(path: Path, terms: Terms) -> tuple[Entry, ...]:
         return store.entries()
 
 
-def _headline_request(result: StudyResult, epsilon: float) -> Request:
-    study = result.study
-    task = study.training.task(
-        tuple(column.name for column in result.schema.columns),
-        result.schema.label.name,
-        noise_multiplier=result.noise_multipliers[epsilon],
-        seed=study.seeds[0],
+def _headline_request(
+    result: StudyResult, epsilon: float, partners: tuple[Partner, ...]
+) -> tuple[Request, Terms]:
+    study, noise = result.study, result.noise_multipliers[epsilon]
+    task, terms = agreed_task(
+        study, result.schema, partners, epsilon, noise, study.seeds[0], shared=True
     )
-    return Request(JOB, task)
+    return Request(JOB, task), terms
 
 
 def _headline(

@@ -34,17 +34,25 @@ from dovetail.simulation.results import Comparison, Estimate, Measurement, Predi
 INK = "#1b1d21"
 COLOURS: dict[Comparison, str] = {
     "joint": "#0072b2",
+    "joint_local": "#56b4e9",
     "alone": "#d55e00",
     "pooled_dp": "#009e73",
     "pooled": INK,
 }
 LABELS: dict[Comparison, str] = {
     "joint": "joint",
+    "joint_local": "joint, each\nall its noise",
     "alone": "each alone",
     "pooled_dp": "one company,\nsame ε",
     "pooled": "one company,\nno privacy",
 }
-MARKERS: dict[Comparison, str] = {"joint": "o", "alone": "s", "pooled_dp": "^", "pooled": ""}
+MARKERS: dict[Comparison, str] = {
+    "joint": "o",
+    "joint_local": "D",
+    "alone": "s",
+    "pooled_dp": "^",
+    "pooled": "",
+}
 
 _SIZE = (5.8, 3.7)  # inches: half a page wide, text of 9.5 pt
 _STYLE: Any = {
@@ -79,7 +87,12 @@ def privacy_utility(evidence: Evidence, headline: float) -> Figure:
     """
     epsilons = sorted({m.epsilon for m in evidence.measurements if m.epsilon is not None})
     axes = _axes("ε of the whole job (log scale; smaller protects more)", _OWN_AUC)
-    names: dict[Comparison, float] = {"alone": 0.95, "pooled_dp": 1.0, "joint": 1.05}
+    names: dict[Comparison, float] = {
+        "alone": 0.95,
+        "pooled_dp": 1.0,
+        "joint": 1.05,
+        "joint_local": 0.98,
+    }
     ends: dict[Comparison, float] = {}
     spoken: dict[Comparison, float] = {}
     for comparison, beside in names.items():

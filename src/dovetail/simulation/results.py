@@ -14,8 +14,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-Comparison = Literal["alone", "joint", "pooled_dp", "pooled"]
-"""Who trains: one partner by itself; all partners as nodes; one imaginary company that holds all
+Comparison = Literal["alone", "joint", "joint_local", "pooled_dp", "pooled"]
+"""Who trains: one partner by itself; all partners as nodes; the same with all noise added by each
+(``local``) where they otherwise share it (``distributed``); one imaginary company that holds all
 rows, under the same ε; the same company without privacy, the ceiling."""
 
 Metric = Literal["auc", "log_loss"]

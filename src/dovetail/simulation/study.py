@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ from dovetail.agreement.request import LocalOptimizer, ModelSpec, ServerOptimize
 from dovetail.errors import SettingError
 
 DataName = Literal["complete_journey", "hillstrom", "synthetic", "own"]
+StudyProtection = Literal["local", "distributed"]
 PartitionKind = Literal["column", "size", "files"]
 PURPOSE = "study"
 """The one purpose in the terms of a study."""
@@ -147,6 +148,23 @@ class Training:
             **settings,
         )
 
+    def shared_task(
+        self, features: tuple[str, ...], label: str, *, noise_multiplier: float, seed: int
+    ) -> TrainingTask:
+        """The same steps where the partners share the noise: each local step is a round of all.
+
+        Momentum moves from the nodes to the server, where it is :data:`FEDAVGM_MOMENTUM`.
+        """
+        task = self.task(features, label, noise_multiplier=noise_multiplier, seed=seed)
+        return replace(
+            task,
+            protection="distributed",
+            rounds=task.steps,
+            local_steps=1,
+            momentum=0.0,
+            server_optimizer="fedavgm" if task.momentum else task.server_optimizer,
+        )
+
 
 @dataclass(frozen=True)
 class StudyPrivacy:
@@ -155,12 +173,19 @@ class StudyPrivacy:
     Attributes:
         epsilons: the ε of each whole job, each > 0, ascending.
         delta: the δ that belongs to them; below one in the customers of the smallest partner.
+        protection: how the partners' noise is added when they train together; ``distributed`` is
+            compared with ``local``.
+        dropouts: where they share it, how many may leave a round before its end.
+        colluders: where they share it, how many may pool what they know.
         minimum_cohort: fewest training customers with which a partner takes part.
         customers_overlap: whether one person may be a customer of several partners.
     """
 
     epsilons: tuple[float, ...]
     delta: float
+    protection: StudyProtection = "local"
+    dropouts: int = 0
+    colluders: int = 1
     minimum_cohort: int = 50
     customers_overlap: bool = False
 

@@ -23,6 +23,7 @@ from dovetail.simulation.study import (
     Study,
     StudyData,
     StudyPrivacy,
+    StudyProtection,
     Training,
 )
 
@@ -187,6 +188,9 @@ def _privacy(record: object) -> StudyPrivacy:
     return StudyPrivacy(
         epsilons=tuple(epsilons),
         delta=read.number("delta"),
+        protection=read.choice("protection", get_args(StudyProtection)),
+        dropouts=read.whole("dropouts"),
+        colluders=read.whole("colluders"),
         minimum_cohort=read.whole("minimum_cohort"),
         customers_overlap=read.flag("customers_overlap"),
     )

@@ -25,8 +25,9 @@ from dovetail.coordinator.run import Run
 from dovetail.crypto.prg import derive_key
 from dovetail.flower.actions import node_app
 from dovetail.flower.client import answer, new_context
-from dovetail.node.app import Node, declared_customers
+from dovetail.node.app import Node, NoiseOf, declared_customers
 from dovetail.node.runner import Dice, Runner
+from dovetail.privacy.discrete_gaussian import DiscreteSampler
 from dovetail.privacy.release import Release
 from dovetail.privacy.sampler import SecureSampler
 from dovetail.simulation.identities import asked, signing_key
@@ -179,6 +180,7 @@ class _Site:
             Runner(self.customers, self.terms.schema, declared, dice),
             ledger,
             _now,
+            noise=_repeating_noise(self.seed, self.partner),
         )
 
 
@@ -209,6 +211,11 @@ def _handler(number: int, node: Node) -> Handler:
 def _repeating_dice(seed: int, partner: str) -> Dice:
     root = sha256(f"dovetail simulation {seed}".encode()).digest()
     return lambda job, number: SecureSampler(derive_key(root, "round", partner, job, number))
+
+
+def _repeating_noise(seed: int, partner: str) -> NoiseOf:
+    root = sha256(f"dovetail simulation {seed}".encode()).digest()
+    return lambda job, number: DiscreteSampler(derive_key(root, "share", partner, job, number))
 
 
 def _now() -> datetime:

@@ -8,6 +8,7 @@ from datetime import date
 
 from dovetail.agreement import request as requests
 from dovetail.agreement import terms as agreed
+from dovetail.agreement.cost import cost_of
 from dovetail.agreement.record import Fields, require
 from dovetail.agreement.request import Request
 from dovetail.agreement.terms import Terms
@@ -33,6 +34,9 @@ _DERIVED = ("request_digest", "terms_digest", "unit", "privacy", "not_protected"
 _NOISED_BY = {
     "local": "Each partner's own node added all of the noise before anything left it: neither the "
     "coordinator nor another partner has to be trusted with it.",
+    "distributed": "Each partner's own node added a share of the noise and masked what it sent: "
+    "the coordinator saw only the sum of all, with all of the noise. This rests on the partners: "
+    "on how many of them may leave a round or collude, as the agreement says.",
     "none": "Nobody added noise. This model protects nobody.",
 }
 _HOW_TO_SCORE = """\
@@ -89,7 +93,8 @@ class ModelCard:
         Where the terms say that nobody is a customer of two, the largest of the partners'.
         """
         counts = self.charged.values()
-        return self._epsilon(sum(counts) if self.terms.customers_overlap else max(counts))
+        adds_up = self.terms.customers_overlap and self.request.task.protection != "distributed"
+        return self._epsilon(sum(counts) if adds_up else max(counts))
 
     def noised_by(self) -> str:
         """Who added the noise, in a sentence for people."""
@@ -158,7 +163,8 @@ class ModelCard:
         }
 
     def _epsilon(self, count: int) -> float:
-        return accountant.epsilon({self.request.task.event: count}, self.terms.budget.delta)
+        event = cost_of(self.request.task, self.terms).event
+        return accountant.epsilon({event: count}, self.terms.budget.delta)
 
 
 def card_with_arrays(card: ModelCard, arrays_sha256: str) -> dict[str, object]:

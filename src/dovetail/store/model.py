@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 
 from dovetail.agreement import request as requests
 from dovetail.agreement import terms as agreed
+from dovetail.agreement.cost import cost_of
 from dovetail.agreement.record import require
 from dovetail.errors import DataError, SettingError
 from dovetail.privacy.release import Release
@@ -153,7 +154,7 @@ def load_model(folder: Path) -> tuple[dict[str, npt.NDArray[np.float32]], ModelC
 
 
 def _check_release(release: Release, card: ModelCard) -> None:
-    event, origin = card.request.task.event, release.provenance
+    event, origin = cost_of(card.request.task, card.terms).event, release.provenance
     require(
         (origin.job, origin.request_digest, origin.terms_digest)
         == (card.request.job, requests.digest(card.request), agreed.digest(card.terms)),

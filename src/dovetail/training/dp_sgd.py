@@ -139,12 +139,12 @@ def noised_steps(
         end = table.numel()
         values, sums = nn.Parameter(values.detach()[end:]), sums[end:]
     optimizer = NoisedSumOptimizer(values, sums, task, declared_customers, sampler)
-    still = [] if tables else _missing_embeddings(vector)
+    still = [] if tables else missing_embeddings(vector)
     optimizer.attach_step_hook(_after_noise(values, still, task.proximal_mu))
     return Steps(optimizer, values, tables)
 
 
-def _missing_embeddings(vector: ParameterVector) -> list[slice]:
+def missing_embeddings(vector: ParameterVector) -> list[slice]:
     """Where the embeddings of missing values are in the vector."""
     width = vector.model.embedding_dim
     starts = [

@@ -1,0 +1,86 @@
+"""What the partners assume of each other under ``distributed`` protection: terms of the agreement.
+
+Each partner adds only a share of the noise, and the coordinator sees nothing but the sum of all
+(:mod:`dovetail.secagg`). So a customer's protection rests on some of the other partners: that
+enough of them stay until the end of a round, and that not too many of them pool what they know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dovetail.agreement.record import Fields, require
+
+LARGEST_GROUP = 64
+"""Most partners of one sum: every two of them share a mask."""
+
+
+@dataclass(frozen=True)
+class SecureAggregation:
+    """How many partners may fail the others.
+
+    Attributes:
+        dropouts: how many may leave a round before its end; with fewer than all others it is lost.
+        colluders: how many may tell the coordinator, or each other, what they know. At 0 a partner
+            that takes its own share of the noise away sees the others' sum under less noise than
+            is charged: everybody has to say so by signing it.
+
+    Raises:
+        SettingError: below 0.
+    """
+
+    dropouts: int
+    colluders: int
+
+    def __post_init__(self) -> None:
+        for name in ("dropouts", "colluders"):
+            require(getattr(self, name) >= 0, f"secure_aggregation: {name} must not be below 0")
+
+    @property
+    def tolerated(self) -> int:
+        """``t``: partners without whose noise the rest is still enough."""
+        return self.dropouts + self.colluders
+
+    def check(self, partners: int) -> None:
+        """Do nothing if so many partners can form a group with these assumptions.
+
+        ``n - t >= 2``: somebody has to share the noise. ``n > 2 * dropouts + colluders``: with
+        a threshold of ``n - dropouts`` signatures, a coordinator and its colluders cannot collect
+        enough of them for two different lists of survivors (Bonawitz et al. 2017, section 6.2:
+        ``2 * threshold > n + colluders``).
+
+        Raises:
+            SettingError: names the limit.
+        """
+        most = LARGEST_GROUP
+        require(partners <= most, f"secure_aggregation: at most {most} partners can form a group")
+        if partners == 2:
+            require(self.tolerated == 0, _TWO)
+        require(
+            partners - self.tolerated >= 2,
+            f"secure_aggregation: of {partners} partners at most {max(partners - 2, 0)} may drop "
+            "out or collude, or nobody is left to share the noise with; use protection 'local'",
+        )
+        require(
+            partners > 2 * self.dropouts + self.colluders,
+            f"secure_aggregation: {partners} partners cannot tolerate {self.dropouts} dropouts and "
+            f"{self.colluders} colluders: partners must be more than twice the dropouts plus the "
+            "colluders, or the coordinator could tell them apart which of them dropped out",
+        )
+
+
+_TWO = (
+    "secure_aggregation: with 2 partners the sum shows each of them the other's update, under the "
+    "other's share of the noise alone. Use protection 'local'; or set dropouts = 0 and "
+    "colluders = 0, by which both say that they accept that"
+)
+
+
+def secure_aggregation_from_record(record: object) -> SecureAggregation:
+    """The assumptions in a table of the terms.
+
+    Raises:
+        SettingError: a field is missing, unknown or out of range.
+    """
+    read = Fields(record, "terms.secure_aggregation", ("dropouts", "colluders"))
+    return SecureAggregation(read.whole("dropouts"), read.whole("colluders"))

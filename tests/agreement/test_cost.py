@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from dovetail.agreement.cost import cost_of, enough_noise
+from dovetail.agreement.sharing import sharing_of
+from dovetail.privacy.accountant import epsilon
+from tests.samples import SHARED_TASK, TASK, sharing_terms, terms
+
+
+def test_alone_every_step_is_charged_and_together_every_round() -> None:
+    steps = replace(TASK, local_steps=2)
+    alone = cost_of(steps, terms())
+    assert (alone.event, alone.per_round, alone.count) == (TASK.event, 2, 6)
+    together = cost_of(replace(SHARED_TASK, local_steps=2), sharing_terms())
+    assert (together.per_round, together.count) == (1, 3)
+    assert together.spending == {together.event: 3}
+
+
+def test_a_person_who_may_be_everywhere_is_charged_for_every_partner() -> None:
+    agreed = sharing_terms(customers_overlap=True)
+    event, cost = sharing_of(SHARED_TASK, agreed).event, cost_of(SHARED_TASK, agreed)
+    assert (cost.per_round, cost.count) == (3, 9)
+    assert cost.event == replace(event, noise_std=event.noise_std / math.sqrt(3))
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("task", [TASK, SHARED_TASK, replace(SHARED_TASK, local_steps=3)])
+def test_the_least_noise_that_is_enough(task: object, overlap: bool) -> None:
+    agreed = sharing_terms(customers_overlap=overlap)
+    noise = enough_noise(task, agreed, 2.0, 1e-3)  # type: ignore[arg-type]
+
+    def cost(multiplier: float) -> float:
+        noisy = replace(task, noise_multiplier=multiplier)  # type: ignore[type-var]
+        return epsilon(cost_of(noisy, agreed).spending, 1e-3)  # type: ignore[arg-type]
+
+    assert cost(noise) <= 2.0
+    assert cost(noise * 0.98) > 2.0

@@ -1,0 +1,183 @@
+"""Jobs whose partners share their noise: the real coordinator and nodes, and a channel between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dovetail.agreement.cost import cost_of
+from dovetail.agreement.request import Request
+from dovetail.agreement.secure_aggregation import SecureAggregation
+from dovetail.agreement.terms import Budget
+from dovetail.coordinator.job import State
+from dovetail.coordinator.progress import JobEvent
+from dovetail.coordinator.run import Run
+from dovetail.errors import TooManyDropouts, TransportError
+from dovetail.simulation.identities import asked
+from dovetail.wire.channel import Answer
+from tests.coordinator.nodes import NAMES, PARTNERS, Nodes, Sent, Twist, as_it_came, lost
+from tests.samples import SHARED_TASK, TASK, sharing_terms
+
+STEPS = ("advertise_keys", "share_keys", "receive_shares", "check_consistency", "unmask")
+ONE_DROPOUT = sharing_terms(secure_aggregation=SecureAggregation(dropouts=1, colluders=0))
+FREE = Budget(epsilon=1e12, delta=1e-3)
+"""A budget under which noise may be so small that sums can be compared."""
+
+
+def run_over(nodes: Nodes, task: object = SHARED_TASK, **settings: object) -> Run:
+    signed = asked(Request("job-1", task), nodes.terms)  # type: ignore[arg-type]
+    return Run(signed, nodes.terms, nodes, PARTNERS, **settings)  # type: ignore[arg-type]
+
+
+def lost_in(step: str, partner: str, nth: int) -> Twist:
+    """A partner's nth answer to a step never arrives."""
+    kind, seen = step if step == "train" else f"query.aggregate.{step}", [0]
+
+    def twist(sent: Sent, answered: Answer) -> Answer:
+        if (sent.kind, sent.partner) == (kind, partner):
+            seen[0] += 1
+            if seen[0] == nth:
+                return TransportError("the node is gone")
+        return answered
+
+    return twist
+
+
+def charges(nodes: Nodes) -> dict[str, list[int]]:
+    return {name: list(spent.values()) for name, spent in nodes.charged().items()}
+
+
+def test_a_job_is_charged_once_a_round_and_released() -> None:
+    nodes = Nodes(terms=sharing_terms())
+    release = run_over(nodes).run()
+    cost = cost_of(SHARED_TASK, nodes.terms)
+    assert nodes.charged() == {name: {cost.event: SHARED_TASK.rounds} for name in NAMES}
+    assert dict(release.spending) == nodes.charged()
+    assert release.joint_epsilon == max(release.epsilon.values())
+    for step in STEPS[:3]:
+        assert sorted(nodes.told(f"query.aggregate.{step}")) == sorted(NAMES)
+    assert len(nodes.told("query.aggregate.unmask")) == 3 * SHARED_TASK.rounds
+
+
+def noiseless(nodes: Nodes, task: object) -> dict[str, np.ndarray]:
+    return dict(run_over(nodes, task).run().value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "noise"),
+    [
+        ({}, 5e-3),
+        ({"server_optimizer": "fedavgm"}, 1e-2),
+        ({"server_optimizer": "fedyogi", "server_learning_rate": 0.01}, 5e-2),
+    ],
+    ids=str,
+)
+def test_a_shared_step_is_the_step_of_all_customers(
+    changes: dict[str, object], noise: float
+) -> None:
+    """Where everybody takes part, hundreds of customers: noise hardly moves the mean."""
+    agreed = sharing_terms(budget=FREE, max_epsilon_per_job=1e12)
+    common = {"sampling_prob": 1.0, "rounds": 4, **changes}
+    shared = noiseless(Nodes(terms=agreed), replace(SHARED_TASK, **common))  # type: ignore[arg-type]
+    local = noiseless(Nodes(terms=agreed), replace(TASK, **common))  # type: ignore[arg-type]
+    for name, array in shared.items():
+        np.testing.assert_allclose(array, local[name], atol=noise)
+
+
+def test_updates_of_several_steps_are_clipped_and_averaged() -> None:
+    agreed = sharing_terms(budget=FREE, max_epsilon_per_job=1e12)
+    task = replace(SHARED_TASK, local_steps=3, noise_multiplier=1.0, l2_clip_norm=1e-3, rounds=1)
+    weights = run_over(Nodes(terms=agreed), task).run().value["output.weight"]
+    assert 0 < np.linalg.norm(weights) < 5e-3  # of which the noise is about 1.3e-3
+
+
+@pytest.mark.parametrize("step", ["train", "check_consistency", "unmask"])
+@pytest.mark.parametrize("gone", NAMES)
+def test_a_partner_that_leaves_within_a_round_is_done_without(step: str, gone: str) -> None:
+    events: list[JobEvent] = []
+    nodes = Nodes(terms=ONE_DROPOUT, twist=lost_in(step, gone, 2))
+    run = run_over(nodes, on_event=events.append)
+    release = run.run()
+    assert (run.job.rounds_done, run.job.rounds_lost) == (3, 0)
+    assert [event.partner for event in events if event.kind == "dropped"] == [gone]
+    assert nodes.told("query.aggregate.advertise_keys") == [*PARTNERS.values()] * 2
+    assert all(np.isfinite(array).all() for array in release.value.values())
+    assert charges(nodes) == {name: [3] for name in NAMES}
+
+
+@pytest.mark.parametrize("step", STEPS[:3])
+def test_a_partner_that_leaves_while_keys_are_shared(step: str) -> None:
+    nodes = Nodes(terms=ONE_DROPOUT, twist=lost_in(step, "brand", 1))
+    run = run_over(nodes)
+    run.run()
+    assert (run.job.rounds_done, run.job.rounds_lost) == (3, 0)
+
+
+@pytest.mark.parametrize("step", ["train", *STEPS])
+def test_where_nobody_may_leave_the_round_is_lost_and_the_next_one_goes(step: str) -> None:
+    nodes = Nodes(terms=sharing_terms(), twist=lost_in(step, "platform", 1))
+    run = run_over(nodes, wait=nodes.wait)
+    release = run.run()
+    lost_rounds = 0 if step == "receive_shares" else 1  # of which nothing is answered but "done"
+    assert (run.job.state, run.job.rounds_lost) == (State.RELEASED, lost_rounds)
+    spending = cost_of(SHARED_TASK, nodes.terms).spending
+    assert dict(release.spending) == dict.fromkeys(NAMES, spending)
+
+
+def test_too_many_that_leave_end_the_job() -> None:
+    twist = lost("query.aggregate.unmask", "platform", "brand")
+    nodes = Nodes(terms=ONE_DROPOUT, twist=twist)
+    run = run_over(nodes, wait=nodes.wait)
+    with pytest.raises(TooManyDropouts):
+        run.run()
+    assert run.job.state is State.FAILED
+    assert charges(nodes) == {name: [2] for name in NAMES}
+
+
+def test_the_coordinator_sees_no_update() -> None:
+    """What a node sends is uniform: its bits are those of a coin, and change with every run."""
+    seen: list[np.ndarray] = []
+
+    def look(sent: Sent, answered: Answer) -> Answer:
+        from dovetail.flower import codec
+        from dovetail.flower.records import named_arrays
+
+        if sent.kind == "train" and not isinstance(answered, TransportError):
+            reply = codec.decode(answered)
+            seen.append(np.array(named_arrays(reply.content.array_records["arrays"])["masked"]))
+        return answered
+
+    task = replace(SHARED_TASK, rounds=40)
+    for _ in range(2):
+        run_over(Nodes(terms=sharing_terms(), twist=look), task).run()
+    words = np.array(seen)
+    assert len(np.unique(words)) > 0.99 * words.size
+    shares = np.unpackbits(words.view(np.uint8)).mean()
+    assert abs(shares - 0.5) < 5 * 0.5 / np.sqrt(words.size * 32)
+
+
+def test_a_restarted_node_takes_part_from_the_next_block_on(tmp_path: object) -> None:
+    """Its keys are gone with its memory; the coordinator's exchange shows it as dropped once."""
+    nodes = Nodes(terms=ONE_DROPOUT, folder=tmp_path)  # type: ignore[arg-type]
+    seen: list[Sequence[int]] = []
+
+    def restart(number: int, _arrays: object) -> None:
+        seen.append(nodes.nodes())
+        if number == 1:
+            nodes.restart("brand")
+
+    events: list[JobEvent] = []
+    run = run_over(nodes, on_event=events.append, on_round=restart)
+    run.run()
+    assert (run.job.rounds_done, len(seen)) == (3, 3)
+    assert [event.partner for event in events if event.kind == "dropped"] == ["brand"]
+    assert charges(nodes)["brand"] == [2]
+
+
+def test_local_protection_goes_on_beside_it() -> None:
+    nodes = Nodes(terms=sharing_terms(), twist=as_it_came)
+    run_over(nodes, TASK).run()
+    assert nodes.told("query.aggregate.advertise_keys") == []
