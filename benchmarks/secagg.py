@@ -10,6 +10,7 @@ import statistics
 import time
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from flwr.common import bytes_to_ndarray, ndarray_to_bytes
@@ -52,7 +53,7 @@ def _masking() -> None:
         f"{'GB/s':>6} | {'server s':>9} {'Flower':>9} {'ratio':>6}"
     )
     worst: list[float] = []
-    per_mask = _time_of(lambda: _flower_client(_secrets(1), 10**6)()) / 10**6
+    per_mask = _time_of(_flower_client(_secrets(1), 10**6)) / 10**6
     for size in SIZES:
         for n in PARTNERS:
             if 3 * n * size * per_mask > LONGEST:
@@ -71,9 +72,9 @@ def _row(n: int, size: int) -> list[float]:
     client, server = _secrets(n), _secrets(2 * (n - 1))
     ours, theirs, ours_back, theirs_back = _measure(
         [
-            _our_client(client, size),
+            _ours(client, size),
             _flower_client(client, size),
-            _our_server(server, size),
+            _ours(server, size),
             _flower_server(server, size),
         ],
         repetitions=max(1, min(9, 10**8 // (n * size))),
@@ -96,8 +97,8 @@ def _streams(secrets: list[bytes]) -> list[Prg]:
     return [masks.pairwise_mask(s, "ab" * 32, i, "p1", "p2") for i, s in enumerate(secrets)]
 
 
-def _our_client(secrets: list[bytes], size: int) -> Callable[[], None]:
-    """Half of the masks are added and half subtracted, as for a partner in the middle."""
+def _ours(secrets: list[bytes], size: int) -> Callable[[], None]:
+    """Half of the masks are added and half subtracted; the server does the same."""
     vector = np.zeros(size, dtype=np.uint32)
     half = len(secrets) // 2
 
@@ -123,10 +124,6 @@ def _flower_client(secrets: list[bytes], size: int) -> Callable[[], None]:
         parameters_mod(parameters, MODULUS)
 
     return run
-
-
-def _our_server(secrets: list[bytes], size: int) -> Callable[[], None]:
-    return _our_client(secrets, size)
 
 
 def _flower_server(secrets: list[bytes], size: int) -> Callable[[], None]:
@@ -165,8 +162,8 @@ def _memory() -> None:
     print(f"{'partners':>8} {'ours':>8} {'Flower':>8}")
     for n in PARTNERS:
         ours, theirs = (
-            _peak(lambda n=n: _ours_arrive(n, size)),
-            _peak(lambda n=n: _flower_arrives(n, size)),
+            _peak(partial(_ours_arrive, n, size)),
+            _peak(partial(_flower_arrives, n, size)),
         )
         print(f"{n:8} {ours / 1e6:8.1f} {theirs / 1e6:8.1f}")
 
