@@ -58,7 +58,7 @@ from datetime import datetime
 from dovetail.agreement.entry import GENESIS, Entry, time_of
 from dovetail.agreement.record import require
 from dovetail.agreement.terms import Budget
-from dovetail.errors import DovetailError, LedgerError, PolicyError, PrivacyError
+from dovetail.errors import DovetailError, LedgerError, PolicyError
 from dovetail.privacy import accountant
 from dovetail.privacy.accountant import Accountant
 from dovetail.privacy.event import Event, Spending
@@ -286,10 +286,7 @@ class Ledger:
 
     def _covers(self, period: str, event: Event, count: int) -> bool:
         charged, budget = self.spending(period), self.budget
-        try:
-            return self._accountant.fits(charged, {event: count}, budget.delta, budget.epsilon)
-        except PrivacyError:  # for all of it together no ε can be stated
-            return False
+        return self._accountant.fits(charged, {event: count}, budget.delta, budget.epsilon)
 
     def _charge(self, job: str, after: JobSpending) -> int:
         return after.charged - (self._jobs[job].charged if job in self._jobs else 0)
