@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -30,17 +31,21 @@ from benchmarks.simulation import CUSTOMERS, request, terms
 from dovetail.agreement.entry import GENESIS
 from dovetail.agreement.files import read_access
 from dovetail.agreement.permit import permit_of
-from dovetail.agreement.request import Request
+from dovetail.agreement.request import Request, from_record
 from dovetail.agreement.signing import permit_record, sign_permit
 from dovetail.agreement.terms import Terms
 from dovetail.coordinator.progress import JobEvent
 from dovetail.coordinator.run import Run
 from dovetail.crypto.keyring import load_keyring
 from dovetail.crypto.keys import SigningKey
+from dovetail.crypto.prg import fresh_key
 from dovetail.flower.actions import AggregationStep, Contribution, Record, node_app
 from dovetail.flower.client import answer, new_context
+from dovetail.flower.grid import MASKED
 from dovetail.flower.records import NamedArrays
+from dovetail.node.aggregating import Aggregating
 from dovetail.node.app import parsed
+from dovetail.privacy.discrete_gaussian import DiscreteSampler
 from dovetail.simulation import identities
 from dovetail.simulation.federation import COORDINATOR, START_SECONDS, Federation, Member
 from dovetail.wire.attendance import Attendance, Handler
@@ -52,10 +57,11 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class LightNode:
-    """Permits everything and contributes what it was given."""
+    """Permits everything and contributes what it was given; or nothing, with noise and masks."""
 
     def __init__(self, agreed: Terms, partner: str, key: SigningKey) -> None:
         self._terms, self._partner, self._key = agreed, partner, key
+        self._aggregating = Aggregating(agreed, partner, key)
 
     def preview(self, signed: Record) -> Record:
         """Never asked here."""
@@ -68,14 +74,19 @@ class LightNode:
         return permit_record(sign_permit(permit, self._key))
 
     def train(
-        self, _request: Record, _number: int, arrays: NamedArrays, _state: NamedArrays
+        self, request: Record, number: int, arrays: NamedArrays, _state: NamedArrays
     ) -> Contribution:
-        """Contributes what it was given."""
+        """Contributes what it was given, or its share of the noise."""
+        if request and (asked := from_record(request)).task.protection == "distributed":
+            nothing = np.zeros(sum(array.size for array in arrays.values()), np.float32)
+            noise = DiscreteSampler(fresh_key())
+            masked = self._aggregating.masked(asked, number, nothing, noise)
+            return Contribution({MASKED: cast("Any", masked)}, float(CUSTOMERS), {})
         return Contribution(arrays, float(CUSTOMERS), {})
 
     def aggregate(self, step: AggregationStep, request: Record, body: Record) -> Record:
-        """Never asked here."""
-        raise NotImplementedError(step)
+        """Takes its step."""
+        return self._aggregating.step(step, from_record(request), body)
 
     def close(self, job: str) -> None:
         """Forgets nothing: there is nothing to forget."""

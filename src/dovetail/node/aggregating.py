@@ -48,6 +48,7 @@ class Aggregating:
         """
         self._terms, self._partner, self._key = terms, partner, key
         self._clients: dict[str, Client] = {}
+        self._sharings: dict[str, Sharing] = {}
         self._turn = Lock()
         self._steps: Mapping[AggregationStep, Callable[[Request, Record], Record]] = {
             "advertise_keys": self._advertise_keys,
@@ -96,7 +97,9 @@ class Aggregating:
             total: this node's bounded contribution.
             sampler: source of the noise.
         """
-        sharing = sharing_of(request.task, self._terms)
+        with self._turn:
+            self._client(request)
+            sharing = self._sharings[request.job]
         units = sharing.encoding.encode(total)
         add_noise_share(units, sharing.event, sampler)
         masked = sharing.encoding.wrap(units)
@@ -108,6 +111,7 @@ class Aggregating:
         """Drops the keys of a job that has ended."""
         with self._turn:
             self._clients.pop(job, None)
+            self._sharings.pop(job, None)
 
     def _client(self, request: Request) -> Client:
         if request.job not in self._clients:
@@ -120,7 +124,7 @@ class Aggregating:
         sharing = sharing_of(request.task, self._terms)
         block = _block(request, sharing, body)
         client = Client(sharing.group, block, self._partner, self._key.sign)
-        self._clients[request.job] = client
+        self._clients[request.job], self._sharings[request.job] = client, sharing
         return client.advertise_keys()
 
     def _share_keys(self, request: Request, body: Record) -> Record:

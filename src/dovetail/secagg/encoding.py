@@ -18,6 +18,8 @@ from dovetail.secagg.masks import Words
 
 Integers = npt.NDArray[np.int64]
 
+_CHUNK = 1 << 14  # numbers that stay in the second-level cache
+
 LARGEST_UNITS = 2**50
 """What ``bound * scale`` may be: every number is then exact, or nearly so, as a float64."""
 
@@ -104,13 +106,15 @@ class Encoding:
         """
         if vector.shape != (self.size,) or not np.issubdtype(vector.dtype, np.floating):
             raise LocalProtocolError("only a vector of floats of the encoding's size is encoded")
-        units = vector.astype(np.float64)
-        if not np.isfinite(units).all():
+        if not np.isfinite(vector).all():
             raise PrivacyError("a number that is not finite cannot be encoded")
-        np.clip(units, -self.bound, self.bound, out=units)
-        np.multiply(units, self.scale, out=units)
-        np.rint(units, out=units)
-        return units.astype(np.int64)
+        units = np.empty(self.size, np.int64)
+        for start in range(0, self.size, _CHUNK):
+            part = vector[start : start + _CHUNK].astype(np.float64)
+            np.clip(part, -self.bound, self.bound, out=part)
+            np.multiply(part, self.scale, out=part)
+            units[start : start + _CHUNK] = np.rint(part, out=part)
+        return units
 
     def wrap(self, units: Integers) -> Words:
         """Whole numbers modulo 2^bits, ready to be masked."""
