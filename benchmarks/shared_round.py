@@ -3,8 +3,8 @@
 Both go through the coordinator's real exchanges: codec, checks and sum, or masked input,
 consistency check and unmasking. Nodes are processes of this machine, one each; they read no rows,
 so that what is compared is protection alone: whole numbers, shares of the noise, masks, signatures
-and the two further exchanges. Keys are shared once for 64 rounds; the first round of each block, which shares
-them, is timed apart.
+and the two further exchanges. Keys are shared once for 64 rounds; the first round of each block,
+which shares them, is timed apart.
 """
 
 from __future__ import annotations
