@@ -3,11 +3,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import pytest
-
-from dovetail.agreement.cost import cost_of, enough_noise
+from dovetail.agreement.cost import cost_of
 from dovetail.agreement.sharing import sharing_of
-from dovetail.privacy.accountant import epsilon
 from tests.samples import SHARED_TASK, TASK, sharing_terms, terms
 
 
@@ -25,17 +22,3 @@ def test_a_person_who_may_be_everywhere_is_charged_for_every_partner() -> None:
     event, cost = sharing_of(SHARED_TASK, agreed).event, cost_of(SHARED_TASK, agreed)
     assert (cost.per_round, cost.count) == (3, 9)
     assert cost.event == replace(event, noise_std=event.noise_std / math.sqrt(3))
-
-
-@pytest.mark.parametrize("overlap", [False, True])
-@pytest.mark.parametrize("task", [TASK, SHARED_TASK, replace(SHARED_TASK, local_steps=3)])
-def test_the_least_noise_that_is_enough(task: object, overlap: bool) -> None:
-    agreed = sharing_terms(customers_overlap=overlap)
-    noise = enough_noise(task, agreed, 2.0, 1e-3)  # type: ignore[arg-type]
-
-    def cost(multiplier: float) -> float:
-        noisy = replace(task, noise_multiplier=multiplier)  # type: ignore[type-var]
-        return epsilon(cost_of(noisy, agreed).spending, 1e-3)  # type: ignore[arg-type]
-
-    assert cost(noise) <= 2.0
-    assert cost(noise * 0.98) > 2.0

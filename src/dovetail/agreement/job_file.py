@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from dovetail.agreement import request as requests
-from dovetail.agreement.cost import enough_noise
+from dovetail.agreement.calibration import enough_noise
 from dovetail.agreement.record import Fields, require
 from dovetail.agreement.request import ModelSpec, Request, TrainingTask
 from dovetail.agreement.terms import Terms

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from dovetail.agreement.cost import enough_noise
+from dovetail.agreement.calibration import enough_noise
 from dovetail.agreement.party import Partner, rounded
 from dovetail.agreement.request import Request, TrainingTask
 from dovetail.agreement.secure_aggregation import SecureAggregation
