@@ -72,6 +72,7 @@ def test_the_last_of_a_budget_goes_to_exactly_one(trial: Trial) -> None:
         assert sum(job.charged for job in spent.values()) == FITS * CHEAP.steps
 
 
+@pytest.mark.long  # on a busy machine a job may be refused before another has given its rest back
 def test_of_many_at_once_as_many_get_it_as_the_budget_has_room_for(trial: Trial) -> None:
     asked = [(name, request(f"{name}-{i}")) for i in range(FITS) for name in ANALYSTS]
     ended = at_once(trial, asked)

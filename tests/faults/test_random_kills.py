@@ -93,6 +93,7 @@ def stormy(folder: Path, host: Host | None, seed: int) -> Iterator[Storm]:
         print(f"{storm.kills} kills, {len(storm.asked)} jobs")
 
 
+@pytest.mark.long
 def test_as_many_kills_as_half_a_minute_has_room_for(host: Host, tmp_path: Path, seed: int) -> None:
     for storm in stormy(tmp_path, host, seed):
         end = time.monotonic() + SECONDS

@@ -42,7 +42,7 @@ from dovetail.wire.peers import Access
 COORDINATOR = "coordinator"
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
-STOP_SECONDS = 15.0
+STOP_SECONDS = 60.0
 SETTLE_SECONDS = 30.0
 
 Command = Callable[[str, Sequence[str]], Sequence[str]]
