@@ -206,9 +206,9 @@ def _noise(terms: Terms) -> list[str]:
     if "distributed" in terms.protections:
         sentences += _shared(terms)
     if "local" in terms.protections:
-        alone = "Under" if len(terms.protections) == 1 else "A job may instead ask for"
+        when = "Under" if len(terms.protections) == 1 else "Where a job asks for"
         sentences.append(
-            f"{alone} “local” protection each partner adds all of its noise itself: nobody has to "
+            f"{when} “local” protection each partner adds all of its noise itself: nobody has to "
             "trust the coordinator or another partner for it."
         )
     return sentences
