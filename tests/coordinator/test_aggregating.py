@@ -11,6 +11,7 @@ import pytest
 from dovetail.agreement.cost import cost_of
 from dovetail.agreement.request import Request
 from dovetail.agreement.secure_aggregation import SecureAggregation
+from dovetail.agreement.sharing import sum_digest
 from dovetail.agreement.terms import Budget
 from dovetail.coordinator.job import State
 from dovetail.coordinator.progress import JobEvent
@@ -181,3 +182,14 @@ def test_local_protection_goes_on_beside_it() -> None:
     nodes = Nodes(terms=sharing_terms(), twist=as_it_came)
     run_over(nodes, TASK).run()
     assert nodes.told("query.aggregate.advertise_keys") == []
+
+
+def test_nodes_under_different_terms_do_not_add_up() -> None:
+    """The request says the same under both; their grids and noise need not."""
+    agreed = sharing_terms()
+    other = replace(
+        agreed, partners=tuple(replace(p, customers=p.customers * 2) for p in agreed.partners)
+    )
+    request = Request("job-1", SHARED_TASK)
+    assert sum_digest(request, agreed) != sum_digest(request, other)
+    assert sum_digest(request, agreed) == sum_digest(request, agreed)

@@ -22,9 +22,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dovetail.agreement.request import TrainingTask
+from dovetail.agreement import request as requests
+from dovetail.agreement import terms as agreed
+from dovetail.agreement.request import Request, TrainingTask
 from dovetail.agreement.secure_aggregation import SecureAggregation
 from dovetail.agreement.terms import Terms
+from dovetail.crypto import canonical
 from dovetail.errors import SettingError
 from dovetail.privacy.discrete_gaussian import DiscreteGaussian
 from dovetail.privacy.event import SharedGaussian
@@ -79,6 +82,15 @@ def sharing_of(task: TrainingTask, terms: Terms) -> Sharing:
         noise=noise,
         event=_event(task, terms, assumed, encoding, sensitivity, noise.std),
     )
+
+
+def sum_digest(request: Request, terms: Terms) -> str:
+    """What keys, masks and signatures of a job's sums are bound to, in hex.
+
+    The terms belong to it: a request says the same under two versions of them whose grids and
+    noise differ, and contributions under one must not add up with those under another.
+    """
+    return canonical.digest({"request": requests.digest(request), "terms": agreed.digest(terms)})
 
 
 def group_of(terms: Terms) -> Group:

@@ -183,7 +183,7 @@ def _overlap(terms: Terms) -> str:
     if not terms.customers_overlap:
         return (
             "The partners take it that nobody is a customer of two of them. For somebody who is, "
-            "what the partners spend adds up."
+            f"what the partners spend adds up{_AND_MORE['distributed' in terms.protections]}."
         )
     return (
         f"One person may be a customer of several partners, and what they spend adds up: for a "
@@ -284,6 +284,7 @@ def _keys(terms: Terms) -> list[str]:
     ]
 
 
+_AND_MORE = {True: ", and where they share noise ε can exceed that sum", False: ""}
 _SEEN = {True: "each partner's noised updates", False: "the sum of all partners' updates"}
 _SECTIONS: dict[str, Callable[[Terms], list[str]]] = {
     "Who takes part": _who,

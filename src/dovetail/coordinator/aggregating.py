@@ -18,7 +18,7 @@ import numpy.typing as npt
 from dovetail.agreement import request as requests
 from dovetail.agreement.record import LARGEST_WHOLE
 from dovetail.agreement.request import Request
-from dovetail.agreement.sharing import Sharing, sharing_of
+from dovetail.agreement.sharing import Sharing, sharing_of, sum_digest
 from dovetail.agreement.terms import Terms
 from dovetail.coordinator.round import Arrays
 from dovetail.errors import DovetailError, RemoteProtocolError, TooManyDropouts
@@ -107,7 +107,7 @@ class Aggregation:
             return self._server
         encoding, left = self._sharing.encoding, self.request.task.rounds - number + 1
         self._block = Block(
-            job=requests.digest(self.request),
+            job=sum_digest(self.request, self.terms),
             number=self.new_number(),
             first_round=number,
             rounds=min(ROUNDS_IN_A_BLOCK, left),

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dovetail.agreement.record import Fields
-from dovetail.agreement.request import Request, digest
-from dovetail.agreement.sharing import Sharing, sharing_of
+from dovetail.agreement.request import Request
+from dovetail.agreement.sharing import Sharing, sharing_of, sum_digest
 from dovetail.agreement.terms import Terms
 from dovetail.crypto.keys import SigningKey
 from dovetail.errors import LocalProtocolError, RemoteProtocolError, SettingError
@@ -122,7 +122,7 @@ class Aggregating:
         if len(self._clients) >= MOST_JOBS and request.job not in self._clients:
             raise LocalProtocolError("this node adds up in too many jobs at once")
         sharing = sharing_of(request.task, self._terms)
-        block = _block(request, sharing, body)
+        block = _block(sum_digest(request, self._terms), request, sharing, body)
         client = Client(sharing.group, block, self._partner, self._key.sign)
         self._clients[request.job], self._sharings[request.job] = client, sharing
         return client.advertise_keys()
@@ -152,11 +152,11 @@ class Aggregating:
         return dict(self._client(request).unmask(read.whole("round"), texts))
 
 
-def _block(request: Request, sharing: Sharing, body: Record) -> Block:
+def _block(job: str, request: Request, sharing: Sharing, body: Record) -> Block:
     read = Fields(body, "advertise_keys", ("block", "first_round", "rounds"))
     encoding = sharing.encoding
     block = Block(
-        job=digest(request),
+        job=job,
         number=read.whole("block"),
         first_round=read.whole("first_round"),
         rounds=read.whole("rounds"),

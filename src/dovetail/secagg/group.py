@@ -84,7 +84,7 @@ class Block:
     """A run of rounds whose keys are advertised and shared at once.
 
     Attributes:
-        job: digest of the request that the sums belong to, 64 hexadecimal digits.
+        job: digest of what the sums belong to, request and terms, 64 hexadecimal digits.
         number: of the block, which the coordinator never uses twice.
         first_round: number of its first round.
         rounds: how many it has, 1 to 256.
@@ -106,7 +106,7 @@ class Block:
             SettingError: which of the limits is broken.
         """
         if not isinstance(self.job, str) or not _DIGEST.fullmatch(self.job):
-            raise SettingError("a block's job is the digest of a request, 64 hexadecimal digits")
+            raise SettingError("a block's job is a digest of 64 hexadecimal digits")
         _check_whole("number", self.number, 0, _LARGEST_WHOLE)
         _check_whole("first_round", self.first_round, 0, _LARGEST_WHOLE - MOST_ROUNDS)
         _check_whole("rounds", self.rounds, 1, MOST_ROUNDS)

@@ -137,10 +137,14 @@ class ModelCard:
         elif len(partners) > 1:
             sentences.append(
                 "Each partner's ε counts that partner's rows only. The partners declared that "
-                f"they share no {unit}; for one whom they do share, the ε values "
-                "add up, and so do the δ values."
+                f"they share no {unit}; for one whom they do share, {self._added_up()}."
             )
         return tuple(sentences)
+
+    def _added_up(self) -> str:
+        if self.request.task.protection == "distributed":
+            return "one noise covers all that they add, and ε can exceed the sum of these values"
+        return "the ε values add up, and so do the δ values"
 
     def to_record(self) -> dict[str, object]:
         """The card as JSON-able data."""

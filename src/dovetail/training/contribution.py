@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dovetail.agreement.request import TrainingTask
+from dovetail.errors import RemoteProtocolError
 from dovetail.privacy.sampler import SecureSampler
 from dovetail.schema import Schema
 from dovetail.training.batch import Customers
@@ -86,9 +87,21 @@ def _clipped_update(
     declared_customers: int,
     sampler: SecureSampler,
 ) -> Vector:
-    """Local steps without noise: nothing of them is seen but the update, clipped and noised."""
+    """Local steps without noise: nothing of them is seen but the update, clipped and noised.
+
+    Only the model that came in may be refused. From the first step on the model depends on rows
+    without noise, and so would a refusal: where it grows unsteady the update is nothing at all.
+    """
+    received = ParameterVector(blueprint(task.model, schema))
+    load_arrays(received.model, model_arrays)
+    require_steady(received.model)
     quiet = replace(task, protection="none", noise_multiplier=0.0)
-    result = train_round(model_arrays, customers, schema, quiet, declared_customers, sampler, {})
+    try:
+        result = train_round(
+            model_arrays, customers, schema, quiet, declared_customers, sampler, {}
+        )
+    except RemoteProtocolError:
+        return np.zeros_like(received.sums.numpy())
     update = np.concatenate(
         [
             (result.arrays[p.name] - model_arrays[p.name]).ravel()
@@ -103,8 +116,9 @@ def clipped(vector: Vector, l2_clip_norm: float) -> Vector:
 
     Shortened by a little more than float32 can round it up again.
     """
-    norm = float(np.sqrt(np.square(vector, dtype=np.float64).sum()))
+    exact = vector.astype(np.float64)
+    norm = float(np.linalg.norm(exact))
     if not np.isfinite(norm):
         return np.zeros_like(vector)
     factor = min(1.0, l2_clip_norm * (1 - 1e-6) / norm) if norm else 1.0
-    return np.asarray(vector * np.float32(factor), dtype=np.float32)
+    return (exact * factor).astype(np.float32)
