@@ -111,10 +111,13 @@ def test_a_partner_that_leaves_within_a_round_is_done_without(step: str, gone: s
 
 @pytest.mark.parametrize("step", STEPS[:3])
 def test_a_partner_that_leaves_while_keys_are_shared(step: str) -> None:
+    events: list[JobEvent] = []
     nodes = Nodes(terms=ONE_DROPOUT, twist=lost_in(step, "brand", 1))
-    run = run_over(nodes)
+    run = run_over(nodes, on_event=events.append)
     run.run()
     assert (run.job.rounds_done, run.job.rounds_lost) == (3, 0)
+    told = [(event.partner, event.text) for event in events if event.kind == "dropped"]
+    assert told == [("brand", "the node is gone")], "what happened, not what followed from it"
 
 
 @pytest.mark.parametrize("step", ["train", *STEPS])
@@ -122,8 +125,9 @@ def test_where_nobody_may_leave_the_round_is_lost_and_the_next_one_goes(step: st
     nodes = Nodes(terms=sharing_terms(), twist=lost_in(step, "platform", 1))
     run = run_over(nodes, wait=nodes.wait)
     release = run.run()
-    lost_rounds = 0 if step == "receive_shares" else 1  # of which nothing is answered but "done"
-    assert (run.job.state, run.job.rounds_lost) == (State.RELEASED, lost_rounds)
+    assert (run.job.state, run.job.rounds_lost) == (State.RELEASED, 1)
+    charged = 2 if step in STEPS[:3] else 3
+    assert charges(nodes) == {name: [charged] for name in NAMES}, "no keys, no rows read"
     spending = cost_of(SHARED_TASK, nodes.terms).spending
     assert dict(release.spending) == dict.fromkeys(NAMES, spending)
 

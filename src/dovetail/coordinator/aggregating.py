@@ -26,6 +26,7 @@ from dovetail.flower import actions
 from dovetail.flower.actions import AggregationStep, Record
 from dovetail.flower.grid import MaskedExpected, ask
 from dovetail.secagg.group import Block
+from dovetail.secagg.messages import Step, require
 from dovetail.secagg.server import Server
 from dovetail.wire.channel import Channel
 
@@ -133,8 +134,9 @@ class Aggregation:
             name: {"shares": {sender: share.hex() for sender, share in shares.items()}}
             for name, shares in routed.items()
         }
-        self._asked("receive_shares", bodies)
-        self._sharing_keys = tuple(routed)
+        received = self._asked("receive_shares", bodies)
+        require(self._sharing.group, received, Step.RECEIVE_SHARES)
+        self._sharing_keys = tuple(received)
         return server
 
     def _summed(self, server: Server, number: int, arrays: Arrays) -> Total:
