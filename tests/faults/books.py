@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dovetail.agreement import request as requests
+from dovetail.agreement.cost import cost_of
 from dovetail.agreement.entry import GENESIS, Entry
 from dovetail.agreement.ledger import JobSpending
 from dovetail.agreement.request import Request
@@ -82,13 +83,16 @@ class Books:
 
         This holds at any moment.
         """
-        job, steps, ledger = request.job, request.task.local_steps, self.ledgers[partner]
+        job, ledger = request.job, self.ledgers[partner]
+        cost = cost_of(request.task, self.trial.terms)
+        steps = cost.per_round
         begun, committed = ledger.rounds(job, "begin"), ledger.rounds(job, "commit")
         read, left = (self._rounds(partner, job, kind) for kind in ("read", "left"))
         came = self._rounds(COORDINATOR, job, "came", node_number(partner))
         assert read <= begun, "rows were read that were not charged"
         assert left <= committed, "something was let go that was not committed"
         assert came <= committed, "something came that was not committed"
+        assert self._rounds(partner, job, "unmasked") <= left, "a sum is unmasked once, by its own"
         assert committed <= begun
         assert max([*committed.values(), *left.values(), *came.values(), 0]) <= 1
         spent = ledger.jobs.get(job)
@@ -96,7 +100,7 @@ class Books:
             assert not begun
         else:
             assert spent.request_digest == requests.digest(request)
-            assert spent.event == request.task.event
+            assert spent.event == cost.event
             assert spent.drawn == steps * begun.total()
             assert spent.charged >= spent.drawn >= steps * came.total()
 

@@ -16,7 +16,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,12 @@ NODE = {
     "prepare": "dovetail.node.opening:prepare",
     "write": "dovetail.data.customers:_write_meta",
     "trust": "dovetail.node.opening:write_whole",
+    "advertise_keys": "dovetail.secagg.client:Client.advertise_keys",
+    "share_keys": "dovetail.secagg.client:Client.share_keys",
+    "receive_shares": "dovetail.secagg.client:Client.receive_shares",
+    "masked_input": "dovetail.secagg.client:Client.mask",
+    "check_consistency": "dovetail.secagg.client:Client.check_consistency",
+    "unmask": "dovetail.secagg.client:Client.unmask",
 }
 COORDINATOR = {
     "add": "dovetail.store.jobs:JobStore.add",
@@ -54,6 +60,9 @@ COORDINATOR = {
     "put": "dovetail.store.jobs:JobStore.put_release",
     "settle": "dovetail.store.jobs:JobStore.settle_permit",
     "forget": "dovetail.store.checkpoints:forget",
+    "exchange": "dovetail.coordinator.aggregating:Aggregation._asked",
+    "masked_input": "dovetail.secagg.server:RoundSum.add",
+    "unmask": "dovetail.secagg.server:RoundSum.unmask",
 }
 """What happens at a party, and the function that does it."""
 
@@ -162,7 +171,7 @@ def install(folder: Path, party: str, coordinator: str) -> None:
 
 
 def _note_at_node(written: Notes) -> None:
-    """Rows that are read, and contributions that the node lets go."""
+    """Rows that are read, contributions that the node lets go, and rounds that it unmasks."""
 
     def read(real: Callable[..., Any]) -> Callable[..., Any]:
         def contribute(worker: Any, request: Any, number: int, *more: Any) -> Any:
@@ -179,37 +188,63 @@ def _note_at_node(written: Notes) -> None:
 
         return train
 
+    def unmasked(real: Callable[..., Any]) -> Callable[..., Any]:
+        def unmask(aggregating: Any, request: Any, body: Mapping[str, Any]) -> Any:
+            answer = real(aggregating, request, body)
+            written.note("unmasked", job=request.job, round=body["round"])
+            return answer
+
+        return unmask
+
     _wrap("dovetail.node.worker:Worker.contribute", read)
+    _wrap("dovetail.node.aggregating:Aggregating._unmask", unmasked)
     _wrap("dovetail.node.app:Node.train", left)
 
 
 def _note_at_coordinator(written: Notes) -> None:
     """Rounds that are asked, replies that came, and replies that are added up."""
+    _wrap("dovetail.coordinator.aggregating:ask", partial(_asking, written))  # before the grid's
+    _wrap("dovetail.flower.grid:ask", partial(_asking, written))
+    _note_sums(written)
+
+
+def _asking(written: Notes, real: Callable[..., Any]) -> Callable[..., Any]:
     from dovetail.errors import DovetailError
-    from dovetail.flower.actions import arrays_of
+    from dovetail.flower.actions import TRAIN, arrays_of
 
-    def asking(real: Callable[..., Any]) -> Callable[..., Any]:
-        def ask(channel: Any, messages: Iterable[Any], *more: Any) -> Iterator[Any]:
-            asked = {message.metadata.dst_node_id: message for message in messages}
-            for node, message in asked.items():
-                written.note("asked", node=node, **_round_of(message))
-            for node, reply in real(channel, list(asked.values()), *more):
-                if not isinstance(reply, DovetailError):
-                    digest = _of(arrays_of(reply))
-                    written.note("came", node=node, digest=digest, **_round_of(asked[node]))
-                yield node, reply
+    def ask(channel: Any, messages: Iterable[Any], *more: Any) -> Iterator[Any]:
+        asked = {message.metadata.dst_node_id: message for message in messages}
+        training = {n for n, m in asked.items() if m.metadata.message_type == TRAIN}
+        for node in training:
+            written.note("asked", node=node, **_round_of(asked[node]))
+        for node, reply in real(channel, list(asked.values()), *more):
+            if node in training and not isinstance(reply, DovetailError):
+                digest = _of(arrays_of(reply))
+                written.note("came", node=node, digest=digest, **_round_of(asked[node]))
+            yield node, reply
 
-        return ask
+    return ask
+
+
+def _note_sums(written: Notes) -> None:
+    from dovetail.flower.grid import MASKED
 
     def adding(real: Callable[..., Any]) -> Callable[..., Any]:
         def add(round_: Any, node: int, arrays: Mapping[str, Any]) -> None:
-            written.note("added", node=node, digest=_of(arrays))
+            written.note("added", digest=_of(arrays))
             real(round_, node, arrays)
 
         return add
 
-    _wrap("dovetail.flower.grid:ask", asking)
+    def adding_masked(real: Callable[..., Any]) -> Callable[..., Any]:
+        def add(sum_: Any, member: str, masked: Any) -> None:
+            written.note("added", digest=_of({MASKED: masked}))
+            real(sum_, member, masked)
+
+        return add
+
     _wrap("dovetail.coordinator.round:Round.add", adding)
+    _wrap("dovetail.secagg.server:RoundSum.add", adding_masked)
 
 
 def _round_of(message: Any) -> dict[str, object]:

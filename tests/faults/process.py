@@ -31,11 +31,13 @@ class Setting:
         notes: the party's folder for points and notes; empty for neither.
         clock_ahead: seconds by which its clock is ahead of the true time.
         limits: of the coordinator's wire that differ, by name.
+        rounds_in_a_block: for whose secure sums keys are shared at once; 0 for as many as ever.
     """
 
     notes: str = ""
     clock_ahead: float = 0.0
     limits: dict[str, float] = field(default_factory=dict)
+    rounds_in_a_block: int = 0
 
 
 def command(party: str, setting: Setting, arguments: Sequence[str]) -> list[str]:
@@ -49,6 +51,7 @@ def run(party: str, setting: Setting, arguments: Sequence[str]) -> None:
     """Is the party's process, to its end."""
     _shift_clock(setting.clock_ahead)
     _limit(setting.limits)
+    _shorten_blocks(setting.rounds_in_a_block)
     if setting.notes:
         install(Path(setting.notes), party, COORDINATOR)
     from dovetail.cli.main import app
@@ -63,6 +66,13 @@ def _limit(changed: dict[str, float]) -> None:
     if changed:
         made = partial(Limits, **changed)  # type: ignore[arg-type]
         setattr(app, "Limits", made)  # noqa: B010 - it is a class there
+
+
+def _shorten_blocks(rounds: int) -> None:
+    from dovetail.coordinator import aggregating
+
+    if rounds:
+        setattr(aggregating, "ROUNDS_IN_A_BLOCK", rounds)  # noqa: B010 - it is final there
 
 
 def _shift_clock(seconds: float) -> None:
