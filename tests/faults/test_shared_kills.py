@@ -208,6 +208,7 @@ def test_where_too_many_leave_a_round_is_lost_and_the_job_waits_for_them(toleran
 
 @pytest.mark.long
 def test_a_partner_that_stays_away_is_done_without(tolerant: Trial) -> None:
+    runs_as_ever(tolerant, "away-before")  # every worker is ready
     asked = shared("away")
     tolerant.doom("brand", Doom("masked_input", "after", STRUCK))
     tolerant.hand_in(asked, deadline=SHORT)
@@ -222,6 +223,7 @@ def test_a_partner_that_stays_away_is_done_without(tolerant: Trial) -> None:
 
 @pytest.mark.long
 def test_a_partner_that_stays_away_ends_the_job_where_all_have_to_stay(strict: Trial) -> None:
+    runs_as_ever(strict, "gone-before")  # every worker is ready
     asked = shared("gone")
     strict.doom("retailer", Doom("unmask", "before", STRUCK))
     strict.hand_in(asked, deadline=SHORT)
