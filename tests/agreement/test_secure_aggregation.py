@@ -3,18 +3,18 @@ from __future__ import annotations
 import pytest
 
 from dovetail.agreement.secure_aggregation import (
-    LARGEST_GROUP,
     SecureAggregation,
     secure_aggregation_from_record,
 )
 from dovetail.agreement.terms import parse_terms, to_record
 from dovetail.errors import SettingError
+from dovetail.secagg.group import MOST_MEMBERS
 from tests.samples import ONE_COLLUDER, sharing_terms, terms
 
 
 @pytest.mark.parametrize(
     ("partners", "dropouts", "colluders"),
-    [(2, 0, 0), (3, 0, 1), (3, 1, 0), (4, 1, 1), (6, 2, 1), (10, 3, 3), (LARGEST_GROUP, 20, 20)],
+    [(2, 0, 0), (3, 0, 1), (3, 1, 0), (4, 1, 1), (6, 2, 1), (10, 3, 3), (MOST_MEMBERS, 20, 20)],
 )
 def test_groups_that_can_share(partners: int, dropouts: int, colluders: int) -> None:
     assumed = SecureAggregation(dropouts, colluders)
@@ -31,7 +31,7 @@ def test_groups_that_can_share(partners: int, dropouts: int, colluders: int) -> 
         (3, 1, 1, "of 3 partners at most 1 may"),
         (3, 3, 0, "of 3 partners at most 1 may"),
         (5, 2, 1, "more than twice the dropouts plus the colluders"),
-        (LARGEST_GROUP + 1, 0, 1, f"at most {LARGEST_GROUP} partners"),
+        (MOST_MEMBERS + 1, 0, 1, f"at most {MOST_MEMBERS} partners"),
     ],
 )
 def test_groups_that_cannot(partners: int, dropouts: int, colluders: int, limit: str) -> None:

@@ -11,6 +11,7 @@ from dovetail.agreement.request import ModelSpec
 from dovetail.agreement.secure_aggregation import SecureAggregation
 from dovetail.agreement.sharing import LARGEST_ROUNDING, sharing_of
 from dovetail.errors import SettingError
+from dovetail.privacy.discrete_gaussian import DiscreteGaussian
 from tests.samples import SHARED_TASK, sharing_terms, terms
 
 SIZE = 7  # two numbers, four codes of a category, a bias
@@ -24,7 +25,6 @@ def test_the_event_says_what_is_released() -> None:
     assert event.l2_sensitivity == pytest.approx(
         encoding.scale * SHARED_TASK.l2_clip_norm + math.sqrt(encoding.size)
     )
-    assert event.noise_std == pytest.approx(sharing.noise.std * math.sqrt(2))
     assert event.noise_std / encoding.scale == pytest.approx(
         SHARED_TASK.noise_multiplier * SHARED_TASK.l2_clip_norm
     )
@@ -45,7 +45,7 @@ def test_more_who_may_fail_make_each_add_more() -> None:
     for assumed in (SecureAggregation(0, 0), SecureAggregation(0, 1), SecureAggregation(1, 1)):
         agreed = sharing_terms(partners=four, secure_aggregation=assumed)
         sharing = sharing_of(SHARED_TASK, agreed)
-        stds.append(sharing.noise.std / sharing.encoding.scale)
+        stds.append(sharing.event.share_std / sharing.encoding.scale)
     assert stds == pytest.approx([1 / math.sqrt(4), 1 / math.sqrt(3), 1 / math.sqrt(2)])
 
 
@@ -67,7 +67,11 @@ def test_no_sum_overflows_and_rounding_asks_for_little(
     )
     sharing = sharing_of(task, sharing_terms())
     encoding = sharing.encoding
-    largest = math.ceil(encoding.bound * encoding.scale) + 1 + sharing.noise.bound
+    largest = (
+        math.ceil(encoding.bound * encoding.scale)
+        + 1
+        + DiscreteGaussian(sharing.event.share_std).bound
+    )
     assert 3 * largest < 2 ** (encoding.bits - 1)
     assert math.sqrt(encoding.size) <= LARGEST_ROUNDING * encoding.scale * clip
 

@@ -16,8 +16,9 @@ from dovetail.agreement.terms import Budget
 from dovetail.coordinator.job import State
 from dovetail.coordinator.progress import JobEvent
 from dovetail.coordinator.run import Run
-from dovetail.errors import TooManyDropouts, TransportError
-from dovetail.simulation.identities import asked
+from dovetail.errors import LocalProtocolError, TooManyDropouts, TransportError
+from dovetail.node.aggregating import Aggregating
+from dovetail.simulation.identities import asked, signing_key
 from dovetail.wire.channel import Answer
 from tests.coordinator.nodes import NAMES, PARTNERS, Nodes, Sent, Twist, as_it_came, lost
 from tests.samples import SHARED_TASK, TASK, sharing_terms
@@ -197,3 +198,17 @@ def test_nodes_under_different_terms_do_not_add_up() -> None:
     request = Request("job-1", SHARED_TASK)
     assert sum_digest(request, agreed) != sum_digest(request, other)
     assert sum_digest(request, agreed) == sum_digest(request, agreed)
+
+
+def test_keys_of_ended_jobs_are_forgotten() -> None:
+    agreed, partner = sharing_terms(), "brand"
+    aggregating = Aggregating(agreed, partner, signing_key(partner))
+    block = {"block": 1, "first_round": 1, "rounds": 3}
+    asked_for = [Request(f"job-{i}", SHARED_TASK) for i in range(2)]
+    for request in asked_for:
+        aggregating.step("advertise_keys", request, block)
+    aggregating.forget_all_but({"job-1"})
+    with pytest.raises(LocalProtocolError, match="no keys for this job"):
+        aggregating.step("share_keys", asked_for[0], {"adverts": []})
+    with pytest.raises(TooManyDropouts):
+        aggregating.step("share_keys", asked_for[1], {"adverts": []})

@@ -247,6 +247,14 @@ def test_people_are_not_asked_about_what_the_rules_refuse(
         gate(ledger, clock, MANUAL).admit(asked(resale, MANUAL))
 
 
+def test_a_preview_of_what_has_no_cost_names_the_rule(ledger: LedgerStore, clock: Clock) -> None:
+    shared = Request("job-1", replace(TASK, protection="distributed"))
+    with pytest.raises(PolicyError) as refused:
+        gate(ledger, clock).preview(asked(shared, TERMS))
+    assert refused.value.rule == "protection"
+    assert kinds(ledger) == []
+
+
 def test_a_preview_charges_nothing_and_says_what_is_left(ledger: LedgerStore, clock: Clock) -> None:
     one = gate(ledger, clock)
     epsilon = accountant.epsilon({TASK.event: TASK.steps}, TERMS.budget.delta)

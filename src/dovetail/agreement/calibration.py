@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from dovetail.agreement.cost import cost_of
@@ -10,7 +9,7 @@ from dovetail.agreement.request import TrainingTask
 from dovetail.agreement.terms import Terms
 from dovetail.errors import PrivacyError
 from dovetail.privacy import accountant
-from dovetail.privacy.accountant import calibrate_noise_multiplier
+from dovetail.privacy.accountant import calibrate_noise_multiplier, round_up
 
 _ATTEMPTS = 20
 _LITTLE = 1.0005
@@ -37,15 +36,10 @@ def enough_noise(task: TrainingTask, terms: Terms, epsilon: float, delta: float)
         return calibrate_noise_multiplier(epsilon, delta, task.sampling_prob, steps)
     cost = cost_of(task, terms)
     least = calibrate_noise_multiplier(epsilon, delta, cost.event.sampling_prob, cost.count)
-    found = _rounded_up(least * task.noise_multiplier / cost.event.noise_multiplier)
+    found = round_up(least * task.noise_multiplier / cost.event.noise_multiplier)
     for _ in range(_ATTEMPTS):  # what a grid adds to the sensitivity depends on the noise
         cost = cost_of(replace(task, noise_multiplier=found), terms)
         if accountant.epsilon(cost.spending, delta) <= epsilon:
             return found
-        found = _rounded_up(max(found * least / cost.event.noise_multiplier, found * _LITTLE))
+        found = round_up(max(found * least / cost.event.noise_multiplier, found * _LITTLE))
     raise PrivacyError("no noise was found that is enough for this epsilon")
-
-
-def _rounded_up(value: float) -> float:
-    unit = 10.0 ** (math.floor(math.log10(value)) - 3)
-    return float(f"{math.ceil(value / unit) * unit:.4g}")

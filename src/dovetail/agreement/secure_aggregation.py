@@ -10,9 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dovetail.agreement.record import Fields, require
-
-LARGEST_GROUP = 64
-"""Most partners of one sum: every two of them share a mask."""
+from dovetail.secagg.group import MOST_MEMBERS
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,10 @@ class SecureAggregation:
         Raises:
             SettingError: names the limit.
         """
-        most = LARGEST_GROUP
-        require(partners <= most, f"secure_aggregation: at most {most} partners can form a group")
+        require(
+            partners <= MOST_MEMBERS,
+            f"secure_aggregation: at most {MOST_MEMBERS} partners can form a group",
+        )
         if partners == 2:
             require(self.tolerated == 0, _TWO)
         require(

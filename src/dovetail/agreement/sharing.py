@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from dovetail.agreement import request as requests
 from dovetail.agreement import terms as agreed
 from dovetail.agreement.request import Request, TrainingTask
-from dovetail.agreement.secure_aggregation import SecureAggregation
 from dovetail.agreement.terms import Terms
 from dovetail.crypto import canonical
 from dovetail.errors import SettingError
@@ -51,13 +50,11 @@ class Sharing:
     Attributes:
         group: who adds up, and what is assumed of them.
         encoding: how a contribution becomes whole numbers.
-        noise: of one node, in units.
         event: what one round costs a customer of one partner.
     """
 
     group: Group
     encoding: Encoding
-    noise: DiscreteGaussian
     event: SharedGaussian
 
 
@@ -69,19 +66,20 @@ def sharing_of(task: TrainingTask, terms: Terms) -> Sharing:
             large a sample and so little noise; names the limit.
         SchemaError: the task names columns that the terms do not have.
     """
-    assumed = terms.secure_aggregation
-    if assumed is None:
-        raise SettingError("the terms do not say how noise is shared")
-    partners = len(terms.partners)
+    group = group_of(terms)
+    partners, tolerated = len(group.members), group.tolerated
     sensitivity, bound = _norms(task, terms)
-    share = task.noise_multiplier * task.l2_clip_norm / math.sqrt(partners - assumed.tolerated)
-    encoding, noise = _grid(_size(task, terms), partners, sensitivity, bound, share)
-    return Sharing(
-        group=group_of(terms),
-        encoding=encoding,
-        noise=noise,
-        event=_event(task, terms, assumed, encoding, sensitivity, noise.std),
+    share = task.noise_multiplier * task.l2_clip_norm / math.sqrt(partners - tolerated)
+    encoding, share_std = _grid(_size(task, terms), partners, sensitivity, bound, share)
+    event = SharedGaussian(
+        sampling_prob=task.sampling_prob if task.local_steps == 1 else 1.0,
+        l2_sensitivity=encoding.sensitivity(sensitivity),
+        noise_std=share_std * math.sqrt(partners - tolerated),
+        nodes=partners,
+        tolerated=tolerated,
+        size=encoding.size,
     )
+    return Sharing(group, encoding, event)
 
 
 def sum_digest(request: Request, terms: Terms) -> str:
@@ -106,25 +104,6 @@ def group_of(terms: Terms) -> Group:
     return Group(tuple(sorted(keys)), keys, assumed.dropouts, assumed.colluders)
 
 
-def _event(
-    task: TrainingTask,
-    terms: Terms,
-    assumed: SecureAggregation,
-    encoding: Encoding,
-    sensitivity: float,
-    share_std: float,
-) -> SharedGaussian:
-    nodes = len(terms.partners)
-    return SharedGaussian(
-        sampling_prob=task.sampling_prob if task.local_steps == 1 else 1.0,
-        l2_sensitivity=encoding.sensitivity(sensitivity),
-        noise_std=share_std * math.sqrt(nodes - assumed.tolerated),
-        nodes=nodes,
-        tolerated=assumed.tolerated,
-        size=encoding.size,
-    )
-
-
 def _size(task: TrainingTask, terms: Terms) -> int:
     arrays = task.model.parameters(terms.schema.select(task.features))
     return sum(math.prod(array.shape) for array in arrays)
@@ -144,8 +123,8 @@ def _norms(task: TrainingTask, terms: Terms) -> tuple[float, float]:
 
 def _grid(
     size: int, partners: int, sensitivity: float, bound: float, share: float
-) -> tuple[Encoding, DiscreteGaussian]:
-    """The encoding, and one node's noise in its units.
+) -> tuple[Encoding, float]:
+    """The encoding, and the std of one node's noise in its units.
 
     32 bits where rounding then asks for hardly more noise, and 64 otherwise.
     """
@@ -155,9 +134,9 @@ def _grid(
         scale = std / share
         fine = math.sqrt(size) <= LARGEST_ROUNDING * scale * sensitivity
         if std >= COARSEST_STD and (fine or bits == 64):
-            encoding, noise = Encoding(bound, scale, bits, size), DiscreteGaussian(std)
-            encoding.check_room(partners, noise.bound)
-            return encoding, noise
+            encoding = Encoding(bound, scale, bits, size)
+            encoding.check_room(partners, DiscreteGaussian(std).bound)
+            return encoding, std
     raise SettingError(
         f"the sum of {partners} partners does not fit into 64 bits: lower sampling_prob, or raise "
         "noise_multiplier"

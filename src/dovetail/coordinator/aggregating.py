@@ -21,7 +21,7 @@ from dovetail.agreement.request import Request
 from dovetail.agreement.sharing import Sharing, sharing_of, sum_digest
 from dovetail.agreement.terms import Terms
 from dovetail.coordinator.round import Arrays
-from dovetail.errors import DovetailError, RemoteProtocolError, TooManyDropouts
+from dovetail.errors import DovetailError, RemoteProtocolError
 from dovetail.flower import actions
 from dovetail.flower.actions import AggregationStep, Record
 from dovetail.flower.grid import MaskedExpected, ask
@@ -207,15 +207,10 @@ def stepped(
     One local step: the global model, moved against the noised mean gradient over the sampled
     customers that were to be expected (a public number) by the learning rate. Several: moved by
     the mean of the partners' clipped updates.
-
-    Raises:
-        TooManyDropouts: nobody contributed.
     """
     task = request.task
     declared = {partner.name: partner.customers for partner in terms.partners}
     weight = float(sum(declared[name] for name in total.partners))
-    if not weight:
-        raise TooManyDropouts("nobody contributed to the round")
     if task.local_steps == 1:
         factor = -task.learning_rate / (task.sampling_prob * weight)
     else:

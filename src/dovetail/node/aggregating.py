@@ -6,7 +6,7 @@ block of rounds on. Nothing here is ever on a disk, so that no mask is ever used
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from threading import Lock
 
 import numpy as np
@@ -25,8 +25,6 @@ from dovetail.secagg.client import Client
 from dovetail.secagg.group import Block
 
 Masked = npt.NDArray[np.uint32] | npt.NDArray[np.uint64]
-MOST_JOBS = 64
-"""Jobs whose keys a node holds at once."""
 
 
 class Aggregating:
@@ -107,11 +105,11 @@ class Aggregating:
             self._client(request).mask(number, masked)
         return masked
 
-    def forget(self, job: str) -> None:
-        """Drops the keys of a job that has ended."""
+    def forget_all_but(self, jobs: Collection[str]) -> None:
+        """Drops the keys of jobs that are not among those that are open."""
         with self._turn:
-            self._clients.pop(job, None)
-            self._sharings.pop(job, None)
+            for job in self._clients.keys() - set(jobs):
+                del self._clients[job], self._sharings[job]
 
     def _client(self, request: Request) -> Client:
         if request.job not in self._clients:
@@ -119,8 +117,6 @@ class Aggregating:
         return self._clients[request.job]
 
     def _advertise_keys(self, request: Request, body: Record) -> Record:
-        if len(self._clients) >= MOST_JOBS and request.job not in self._clients:
-            raise LocalProtocolError("this node adds up in too many jobs at once")
         sharing = sharing_of(request.task, self._terms)
         block = _block(sum_digest(request, self._terms), request, sharing, body)
         client = Client(sharing.group, block, self._partner, self._key.sign)

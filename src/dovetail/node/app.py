@@ -137,12 +137,13 @@ class Node:
         """Takes a step of secure aggregation for a job that was admitted."""
         admitted = _request(request)
         self._gate.require_open(admitted)
+        self._aggregating.forget_all_but(self._gate.open_jobs())
         return self._aggregating.step(step, admitted, body)
 
     def close(self, job: str) -> None:
         """Ends a job; what it never began is free again."""
-        self._aggregating.forget(job)
         self._gate.close(job)
+        self._aggregating.forget_all_but(self._gate.open_jobs())
 
     def keep(self, card: Record, arrays: Arrays) -> None:
         """Keeps a released model."""

@@ -21,7 +21,7 @@ from dovetail.agreement.policy import (
 from dovetail.agreement.request import Request, digest
 from dovetail.agreement.signing import PREVIEW, SignedRequest, require_asked, require_asker
 from dovetail.agreement.terms import Terms
-from dovetail.errors import PolicyError, PrivacyError
+from dovetail.errors import PolicyError, PrivacyError, SchemaError, SettingError
 from dovetail.privacy import accountant
 from dovetail.store.admissions import Admissions, Admitted, schema_digest
 from dovetail.store.ledger import LedgerStore
@@ -120,6 +120,8 @@ class Gate:
             epsilon = epsilon_of(cost_of(task, self._terms).spending, self._terms.budget.delta)
         except PrivacyError as error:
             raise PolicyError("epsilon", str(error)) from None
+        except (SettingError, SchemaError):  # it has no cost; some rule has refused it already
+            raise PolicyError(refused_by, text) from None
         return Preview(
             refused_by=refused_by,
             text=text,
@@ -158,6 +160,10 @@ class Gate:
             PolicyError: rule ``request``.
         """
         self._require_same(request, self._ledger.refresh().job(request.job))
+
+    def open_jobs(self) -> frozenset[str]:
+        """The jobs that were admitted here and have not ended."""
+        return frozenset(self._ledger.refresh().open_jobs())
 
     def begin(self, request: Request, number: int, fits: Callable[[], None]) -> None:
         """Judges an admitted job again, and charges its round ``number`` (1 for the first).

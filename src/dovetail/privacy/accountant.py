@@ -202,9 +202,9 @@ def _calibrate(target: float, delta: float, prob: float, steps: int) -> float:
     def excess(logarithm: float) -> float:
         return math.log(max(cost(math.exp(logarithm)), 1e-12) / target)
 
-    candidate = _round_up(math.exp(_crossing(excess, *_bracket(target, delta, prob, steps))))
+    candidate = round_up(math.exp(_crossing(excess, *_bracket(target, delta, prob, steps))))
     while cost(candidate) > target:
-        candidate = _round_up(math.nextafter(candidate, math.inf))
+        candidate = round_up(math.nextafter(candidate, math.inf))
     return candidate
 
 
@@ -248,6 +248,7 @@ def _crossing(excess: Callable[[float], float], low: float, high: float) -> floa
     return high
 
 
-def _round_up(value: float) -> float:
+def round_up(value: float) -> float:
+    """A noise multiplier to four significant digits, never less than it was."""
     unit = 10.0 ** (math.floor(math.log10(value)) + 1 - _DIGITS)
     return float(f"{math.ceil(value / unit) * unit:.{_DIGITS}g}")
