@@ -104,6 +104,7 @@ def test_a_node_is_killed(trial: Trial, doom: Doom) -> None:
     assert spent.rounds_committed >= job.rounds - 1
 
 
+@pytest.mark.long
 def test_a_worker_is_killed_while_it_computes(trial: Trial) -> None:
     warm, asked = request("warm"), request("worker-computes")
     trial.hand_in(warm)
@@ -120,6 +121,7 @@ def test_a_worker_is_killed_while_it_computes(trial: Trial) -> None:
     assert (spent.rounds_begun, spent.rounds_committed) == (3, 2), "charged, and not answered"
 
 
+@pytest.mark.long
 def test_a_worker_is_killed_between_jobs(trial: Trial) -> None:
     asked = request("worker-idle")
     trial.kill_worker("platform")
@@ -169,6 +171,7 @@ def test_with_its_only_round_lost_a_job_fails(trial: Trial) -> None:
     assert "nothing to release" in job.reason
 
 
+@pytest.mark.long
 def test_below_the_quorum_a_round_is_lost_and_the_job_waits(trial: Trial) -> None:
     asked = request("two-nodes")
     for partner in ("brand", "platform"):
@@ -181,6 +184,7 @@ def test_below_the_quorum_a_round_is_lost_and_the_job_waits(trial: Trial) -> Non
     assert (job.state, job.rounds_done, job.lost_rounds) == ("released", 2, 1)
 
 
+@pytest.mark.long
 def test_a_power_cut_everywhere(trial: Trial) -> None:
     asked = request("power-cut")
     trial.doom("retailer", Doom("commit", "after", 2))
@@ -194,6 +198,7 @@ def test_a_power_cut_everywhere(trial: Trial) -> None:
     assert spent.rounds_committed >= 2, "what nobody received stays charged"
 
 
+@pytest.mark.long
 def test_a_node_is_killed_at_its_first_start(host: Host, tmp_path: Path) -> None:
     with Trial(tmp_path, host) as trial:
         trial.start_coordinator()
