@@ -12,6 +12,19 @@ from dovetail.errors import PrivacyError, RemoteProtocolError
 EXCHANGE_BYTES = 32
 """Length of a private key, of a public key and of a shared secret."""
 
+_PRIME = 2**255 - 19
+_LOW_ORDER = frozenset(
+    {
+        0,
+        1,
+        _PRIME - 1,
+        325606250916557431795983626356110631294008115727848805560023387167927233504,
+        39382357235489614581723060781553021112529911719440698176882885853963445705823,
+    }
+)
+"""The points of order 1, 2, 4 and 8 of Curve25519, and of order 1, 2 and 4 of its twist, by their
+coordinate ``u``: all that the two curves have."""
+
 
 class ExchangeKey:
     """One private key for key agreement; shows only its public half.
@@ -48,3 +61,22 @@ class ExchangeKey:
             return self._key.exchange(X25519PublicKey.from_public_bytes(public))
         except ValueError:
             raise RemoteProtocolError("a public key cannot be used for key agreement") from None
+
+
+def check_public(public: bytes) -> None:
+    """Do nothing if :meth:`ExchangeKey.secret_with` takes this public key, of any private key.
+
+    A private key counts as eight times a number below the large prime order of either curve. So
+    its product with a point is zero for the points of low order and for no other, whatever the
+    key is, and they can be found without multiplying.
+
+    Args:
+        public: 32 bytes; the topmost bit does not count, and numbers from the prime on are
+            reduced, as RFC 7748 has it.
+
+    Raises:
+        RemoteProtocolError: it has another length, or is of low order.
+    """
+    point = int.from_bytes(public, "little") & (2**255 - 1)
+    if len(public) != EXCHANGE_BYTES or point % _PRIME in _LOW_ORDER:
+        raise RemoteProtocolError("a public key cannot be used for key agreement")
