@@ -26,6 +26,7 @@ from dovetail.secagg.shamir import lagrange_weights, recover
 from tests.secagg.transcript import (
     BLOCK,
     GROUP,
+    LEFT,
     NAMES,
     ROUND,
     Play,
@@ -64,10 +65,12 @@ def recovered(group: Group, owner: str, kind: str, answers: dict[str, Record]) -
 def isolate(victim: Client, fakes: Iterable[str]) -> np.ndarray:
     """Plays all partners of one, with keys of its own and vectors of zeros."""
     server = Server(GROUP, BLOCK)
-    clients = {name: Client(GROUP, BLOCK, name, new_signing_key().sign) for name in fakes}
-    clients["brand"] = victim
-    adverts = server.adverts({name: c.advertise_keys() for name, c in clients.items()})
-    routed = server.route_shares({name: c.share_keys(adverts) for name, c in clients.items()})
+    clients = {"brand": victim}
+    clients |= {name: Client(GROUP, BLOCK, name, new_signing_key().sign) for name in fakes}
+    adverts = {name: c.advertise_keys() for name, c in clients.items()}
+    sealed = {name: c.share_keys(list(adverts.values())) for name, c in clients.items()}
+    server.adverts(adverts)
+    routed = server.route_shares(sealed)
     total = server.round(ROUND)
     for name, one in clients.items():
         one.receive_shares(routed[name])
@@ -156,7 +159,7 @@ def sum_of_four() -> np.ndarray:
     }
     seeds = {f"p{i}": recovered(group, f"p{i}", "self_masks", answers) for i in range(3, 7)}
     keys = {f"p{i}": recovered(group, f"p{i}", "round_keys", answers) for i in range(3)}
-    masks.apply(total._total, *total._streams(seeds, keys))
+    masks.apply(total._total, *total._streams({**seeds, **keys}))
     return total._total
 
 
@@ -349,15 +352,20 @@ def client_of_brand() -> Client:
     return one
 
 
-def test_a_colluder_that_offers_a_weak_key_is_refused() -> None:
-    """A public key of low order, with which everybody would know the pairwise masks."""
+@pytest.mark.parametrize("weak", ["share_key", "round_keys"])
+def test_a_colluder_that_offers_a_weak_key_is_refused(weak: str) -> None:
+    """A public key of low order, with which everybody would know what it is used for.
+
+    By every partner before it shares keys, and by an honest coordinator before that.
+    """
     play = Play()
-    shop = play.clients["shop"]
-    shop._advert = replace(shop._advert, round_keys=(bytes(32), bytes([1]) + bytes(31)))
-    weak = shop._advert.statement(BLOCK.context(GROUP), "shop")
-    signature = keys_of(NAMES)["shop"].sign(messages.KEY_ADVERT, weak)
-    play.adverts["shop"] = {**weak, "signature": signature}
-    play.until(2)
-    for number in BLOCK.numbers:
-        with pytest.raises(RemoteProtocolError, match="cannot be used for key agreement"):
-            play.clients["brand"].mask(number, vector_of("brand"))
+    advert = play.clients["shop"]._advert
+    low = {"share_key": bytes(32), "round_keys": (advert.round_keys[0], b"\1" + bytes(31))}
+    statement = replace(advert, **{weak: low[weak]}).statement(BLOCK.context(GROUP), "shop")  # type: ignore[arg-type]
+    signature = keys_of(NAMES)["shop"].sign(messages.KEY_ADVERT, statement)
+    play.adverts["shop"] = {**statement, "signature": signature}
+    for name in LEFT:
+        with pytest.raises(RemoteProtocolError, match="shop: a public key cannot be used"):
+            play.clients[name].share_keys(list(play.adverts.values()))
+    assert [record["member"] for record in play.server.adverts(play.adverts)] == list(LEFT)
+    assert play.server.faults == {"shop": "a public key cannot be used for key agreement"}

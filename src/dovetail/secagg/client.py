@@ -37,7 +37,6 @@ from dovetail.secagg.messages import (
     KEY_ADVERT,
     SURVIVORS,
     Advert,
-    Answer,
     Record,
     Roster,
     Step,
@@ -53,6 +52,7 @@ from dovetail.secagg.messages import (
     survivors_statement,
 )
 from dovetail.secagg.shamir import SECRET_BYTES, split
+from dovetail.secagg.unmasking import Answer
 
 Sign = Callable[[str, object], str]
 """Signs a JSON value for a purpose, as ``SigningKey.sign`` does."""

@@ -7,13 +7,14 @@ anything is done with them. What is refused is named, never shown.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
 from dovetail.crypto.canonical import digest
-from dovetail.crypto.key_exchange import EXCHANGE_BYTES, ExchangeKey
+from dovetail.crypto.key_exchange import EXCHANGE_BYTES, ExchangeKey, check_public
 from dovetail.crypto.keys import verify
 from dovetail.crypto.prg import KEY_BYTES, derive_key
 from dovetail.crypto.sealed import SEAL_BYTES
@@ -57,6 +58,11 @@ class Advert:
     round_keys: tuple[bytes, ...]
     commitments: tuple[bytes, ...]
 
+    @property
+    def public_keys(self) -> tuple[bytes, ...]:
+        """All keys in it, none of which may be there twice."""
+        return (self.share_key, *self.round_keys)
+
     def statement(self, context: str, member: str) -> Record:
         """What its member signs, as :data:`KEY_ADVERT`."""
         return {
@@ -95,40 +101,69 @@ def read_roster(records: Sequence[Record], group: Group, block: Block) -> Roster
 
     Raises:
         RemoteProtocolError: one is malformed, forged, for another block, of a stranger or there
-            twice, or two hold the same key.
+            twice, holds a key that cannot be used, or two hold the same key.
         TooManyDropouts: there are fewer than the threshold.
     """
     if not isinstance(records, list | tuple) or len(records) > len(group.members):
         raise RemoteProtocolError("adverts: expected a list with at most one for each member")
     adverts: dict[str, Advert] = {}
     for record in records:
-        member, advert = _read_advert(record, group, block)
+        member, advert = read_advert(record, group, block)
         if member in adverts:
             raise RemoteProtocolError(f"{member}: advertises keys twice")
         adverts[member] = advert
-    keys = [key for a in adverts.values() for key in (a.share_key, *a.round_keys)]
-    if len(set(keys)) != len(keys):
+    if same_keys(adverts):
         raise RemoteProtocolError("adverts: a public key is there twice")
-    require(group, adverts, Step.ADVERTISE_KEYS)
-    return Roster(adverts, digest(sorted(records, key=lambda record: str(record["member"]))))
+    return roster_of(records, adverts, group)
 
 
-def _read_advert(record: Record, group: Group, block: Block) -> tuple[str, Advert]:
+def read_advert(record: Record, group: Group, block: Block) -> tuple[str, Advert]:
+    """The member whose advert it is, and its keys, before anything is shared with them.
+
+    Raises:
+        RemoteProtocolError: it is malformed, forged, for another block or of a stranger, or holds
+            a key with which anybody would know the secret.
+    """
     names = ("context", "member", "share_key", "round_keys", "commitments", "signature")
-    _check_fields(record, names, "advert")
+    check_fields(record, names, "advert")
     member = record["member"]
     if not isinstance(member, str) or member not in group.members:
         raise RemoteProtocolError("advert: is of nobody in the group")
     if record["context"] != block.context(group):
         raise RemoteProtocolError(f"{member}: its advert is for another block or group")
     advert = Advert(
-        _unhex(record["share_key"], EXCHANGE_BYTES, 1, "share_key")[0],
-        _unhex(record["round_keys"], EXCHANGE_BYTES, block.rounds, "round_keys"),
-        _unhex(record["commitments"], KEY_BYTES, block.rounds, "commitments"),
+        unhex(record["share_key"], EXCHANGE_BYTES, 1, f"{member}: share_key")[0],
+        unhex(record["round_keys"], EXCHANGE_BYTES, block.rounds, f"{member}: round_keys"),
+        unhex(record["commitments"], KEY_BYTES, block.rounds, f"{member}: commitments"),
     )
     statement = {name: record[name] for name in names[:-1]}
     _check_signature(group, member, record["signature"], KEY_ADVERT, statement)
+    for key in advert.public_keys:
+        _check_usable(key, member)
     return member, advert
+
+
+def same_keys(adverts: Mapping[str, Advert]) -> frozenset[str]:
+    """The members who advertise a public key that is there twice, with them or with another."""
+    held = Counter(key for advert in adverts.values() for key in advert.public_keys)
+    return frozenset(m for m, a in adverts.items() if any(held[key] > 1 for key in a.public_keys))
+
+
+def roster_of(records: Iterable[Record], adverts: Mapping[str, Advert], group: Group) -> Roster:
+    """The roster of adverts that were read, and of the records that they were read from.
+
+    Raises:
+        TooManyDropouts: there are fewer than the threshold.
+    """
+    require(group, adverts, Step.ADVERTISE_KEYS)
+    return Roster(adverts, digest(sorted(records, key=lambda record: str(record["member"]))))
+
+
+def _check_usable(public: bytes, member: str) -> None:
+    try:
+        check_public(public)
+    except RemoteProtocolError as error:
+        raise RemoteProtocolError(f"{member}: {error}") from None
 
 
 def share_key(
@@ -199,69 +234,18 @@ def check_signatures(
     """
     check_names(signatures, statement["survivors"], "signatures")
     for member, signature in signatures.items():
-        _check_signature(group, member, signature, SURVIVORS, statement)
+        check_signed(member, signature, statement, group)
     require(group, signatures, Step.CONSISTENCY_CHECK)
     return dict(signatures)
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The shares with which a member helps to unmask one round; by whose secret it is.
-
-    Attributes:
-        self_masks: of the seeds of all survivors.
-        round_keys: of the round keys of those who shared keys and did not survive.
-    """
-
-    self_masks: Mapping[str, int]
-    round_keys: Mapping[str, int]
-
-    def record(self, view: str, number: int) -> Record:
-        """The answer as it is sent."""
-        return {
-            "view": view,
-            "round": number,
-            "self_masks": {v: _share_text(s) for v, s in self.self_masks.items()},
-            "round_keys": {v: _share_text(s) for v, s in self.round_keys.items()},
-        }
-
-
-def read_answer(record: Record, member: str, statement: Record, others: Collection[str]) -> Answer:
-    """The shares of one member for the round and the survivors of ``statement``.
-
-    Args:
-        record: as it was sent.
-        member: who sent it.
-        statement: what the survivors signed.
-        others: who shared keys and did not survive.
+def check_signed(member: str, signature: str, statement: Record, group: Group) -> None:
+    """Do nothing if this member signed this list of survivors.
 
     Raises:
-        RemoteProtocolError: it is malformed, for another round, or has shares of other secrets
-            than it must.
+        RemoteProtocolError: it did not.
     """
-    what = f"{member}: its answer"
-    _check_fields(record, ("view", "round", "self_masks", "round_keys"), what)
-    number = record["round"]
-    if record["view"] != statement["view"] or type(number) is not int:
-        raise RemoteProtocolError(f"{what} is for another block")
-    if number != statement["round"]:
-        raise RemoteProtocolError(f"{what} is for another round")
-    return Answer(
-        _read_shares(record["self_masks"], statement["survivors"], f"{what}: self_masks"),
-        _read_shares(record["round_keys"], others, f"{what}: round_keys"),
-    )
-
-
-def _read_shares(shares: object, owners: Collection[str], what: str) -> dict[str, int]:
-    named = check_names(shares, owners, what, every=True)
-    read = {owner: _read_share(named[owner], what) for owner in owners}
-    if any(share >= PRIME for share in read.values()):
-        raise RemoteProtocolError(f"{what} holds a share outside the field")
-    return read
-
-
-def _read_share(digits: object, what: str) -> int:
-    return int.from_bytes(_unhex(digits, SHARE_BYTES, 1, what)[0], "big")
+    _check_signature(group, member, signature, SURVIVORS, statement)
 
 
 def check_names(
@@ -291,7 +275,12 @@ def require(group: Group, members: Collection[str], step: Step) -> None:
         raise TooManyDropouts(f"{step}: fewer than {group.threshold} partners are left")
 
 
-def _check_fields(record: object, names: Sequence[str], what: str) -> None:
+def check_fields(record: object, names: Sequence[str], what: str) -> None:
+    """Do nothing if what came is a mapping from just these names.
+
+    Raises:
+        RemoteProtocolError: it is not.
+    """
     if not isinstance(record, Mapping) or set(record) != set(names):
         raise RemoteProtocolError(f"{what}: expected the fields {', '.join(names)} and no other")
 
@@ -307,12 +296,12 @@ def _check_signature(
         raise RemoteProtocolError(f"{member}: has not signed this {purpose}") from None
 
 
-def _share_text(share: int) -> str:
-    return share.to_bytes(SHARE_BYTES, "big").hex()
+def unhex(digits: object, length: int, count: int, what: str) -> tuple[bytes, ...]:
+    """``count`` strings of ``length`` bytes from lower-case hexadecimal digits.
 
-
-def _unhex(digits: object, length: int, count: int, what: str) -> tuple[bytes, ...]:
-    """``count`` strings of ``length`` bytes from lower-case hexadecimal digits."""
+    Raises:
+        RemoteProtocolError: it is anything else.
+    """
     if not isinstance(digits, str) or not re.fullmatch(f"[0-9a-f]{{{2 * length * count}}}", digits):
         raise RemoteProtocolError(f"{what}: expected {2 * length * count} hexadecimal digits")
     value = bytes.fromhex(digits)
