@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +19,16 @@ from dovetail.coordinator.job import State
 from dovetail.coordinator.progress import JobEvent
 from dovetail.coordinator.run import Run
 from dovetail.errors import LocalProtocolError, TooManyDropouts, TransportError
+from dovetail.flower import codec
 from dovetail.node.aggregating import Aggregating
+from dovetail.secagg.messages import KEY_ADVERT
 from dovetail.simulation.identities import asked, signing_key
 from dovetail.wire.channel import Answer
 from tests.coordinator.nodes import NAMES, PARTNERS, Nodes, Sent, Twist, as_it_came, lost
 from tests.samples import SHARED_TASK, TASK, sharing_terms
 
+Body = dict[str, Any]
+"""What a node answers to a step, as JSON has it."""
 STEPS = ("advertise_keys", "share_keys", "receive_shares", "check_consistency", "unmask")
 ONE_DROPOUT = sharing_terms(secure_aggregation=SecureAggregation(dropouts=1, colluders=0))
 FREE = Budget(epsilon=1e12, delta=1e-3)
@@ -46,6 +52,100 @@ def lost_in(step: str, partner: str, nth: int) -> Twist:
         return answered
 
     return twist
+
+
+def told_in(step: str, partner: str, change: Callable[[str, Body], object]) -> Twist:
+    """A partner's first answer to a step says something else; changed in place, or the result."""
+    left = [Sent(f"query.aggregate.{step}", partner)]
+
+    def twist(sent: Sent, answered: Answer) -> Answer:
+        if sent not in left or isinstance(answered, TransportError):
+            return answered
+        left.remove(sent)
+        reply = codec.decode(answered)
+        config = reply.content.config_records["config"]
+        body = json.loads(str(config["body"]))
+        config["body"] = json.dumps(change(partner, body) or body)
+        return codec.encode(reply)
+
+    return twist
+
+
+def low_order_key(partner: str, body: Body) -> Body:
+    """Its first round's key is one with which anybody knows the secret; signed by itself."""
+    statement = {name: text for name, text in body.items() if name != "signature"}
+    statement["round_keys"] = "00" * 32 + statement["round_keys"][64:]
+    return {**statement, "signature": signing_key(partner).sign(KEY_ADVERT, statement)}
+
+
+def without_shares_for_one(_partner: str, body: Body) -> None:
+    body["shares"].popitem()
+
+
+def with_a_wrong_share(_partner: str, body: Body) -> None:
+    body["self_masks"]["platform"] = "00" * 33
+
+
+BAD_ANSWERS = [
+    ("advertise_keys", lambda _, body: body.clear(), "advert: expected the fields"),
+    ("advertise_keys", lambda _, body: body.update(member="retailer"), "has not signed"),
+    ("advertise_keys", low_order_key, "cannot be used for key agreement"),
+    ("share_keys", lambda _, body: body.clear(), "shares cannot be read"),
+    ("share_keys", without_shares_for_one, "shares: somebody is missing"),
+    ("share_keys", lambda _, body: {"shares": {"retailer": "ab", "platform": "ab"}}, "length"),
+    ("check_consistency", lambda _, body: body.clear(), "has not signed this secagg survivors"),
+    ("check_consistency", lambda _, body: {"signature": "ab" * 64}, "has not signed this secagg"),
+    ("unmask", lambda _, body: body.clear(), "its answer: expected the fields"),
+    ("unmask", lambda _, body: body.update(round=7), "its answer is for another round"),
+    ("unmask", with_a_wrong_share, "share of a secret of platform does not fit"),
+]
+"""Steps, what ``brand`` answers, and what is said of it."""
+IDS = [f"{step} {i}" for i, (step, _, _) in enumerate(BAD_ANSWERS)]
+
+
+@pytest.mark.parametrize(("step", "change", "why"), BAD_ANSWERS, ids=IDS)
+def test_whose_answer_cannot_be_used_is_done_without(
+    step: str, change: Callable[[str, Body], object], why: str
+) -> None:
+    events: list[JobEvent] = []
+    nodes = Nodes(terms=ONE_DROPOUT, twist=told_in(step, "brand", change))
+    run = run_over(nodes, on_event=events.append)
+    run.run()
+    assert (run.job.rounds_done, run.job.rounds_lost) == (3, 0)
+    told = [event for event in events if event.kind == "dropped"]
+    assert [event.partner for event in told] == ["brand"]
+    assert why in told[0].text
+    rows_read = 2 if step in STEPS[:3] else 3
+    assert charges(nodes) == {"retailer": [3], "platform": [3], "brand": [rows_read]}
+
+
+@pytest.mark.parametrize(("step", "change", "why"), BAD_ANSWERS, ids=IDS)
+def test_where_nobody_may_fail_a_lost_round_says_who_did(
+    step: str, change: Callable[[str, Body], object], why: str
+) -> None:
+    events: list[JobEvent] = []
+    nodes = Nodes(terms=sharing_terms(), twist=told_in(step, "brand", change))
+    run = run_over(nodes, on_event=events.append, wait=nodes.wait)
+    run.run()
+    assert (run.job.state, run.job.rounds_lost) == (State.RELEASED, 1)
+    lost = [event.text for event in events if event.kind == "lost"]
+    assert len(lost) == 1
+    assert why in lost[0] or "platform: shares of its secret do not fit" in lost[0]
+
+
+def test_a_model_without_a_partner_is_the_same_whatever_the_partner_did() -> None:
+    """Refused or away: the step is that of the others' customers."""
+    agreed = replace(ONE_DROPOUT, budget=FREE, max_epsilon_per_job=1e12)
+    task = replace(SHARED_TASK, sampling_prob=1.0, rounds=1)
+    refused, away = (
+        noiseless(Nodes(terms=agreed, twist=twist), task)
+        for twist in (
+            told_in("advertise_keys", "brand", low_order_key),
+            lost_in("advertise_keys", "brand", 1),
+        )
+    )
+    for name, array in refused.items():
+        np.testing.assert_allclose(array, away[name], atol=5e-3)
 
 
 def charges(nodes: Nodes) -> dict[str, list[int]]:
@@ -148,7 +248,6 @@ def test_the_coordinator_sees_no_update() -> None:
     seen: list[np.ndarray] = []
 
     def look(sent: Sent, answered: Answer) -> Answer:
-        from dovetail.flower import codec
         from dovetail.flower.records import named_arrays
 
         if sent.kind == "train" and not isinstance(answered, TransportError):

@@ -1,14 +1,17 @@
 """The coordinator's part in a round whose noise is shared: it adds up what it cannot read.
 
 Keys are advertised and shared once for a block of rounds; a round then takes three exchanges:
-masked input, consistency check, unmasking (Bonawitz et al. 2017, figure 4). After a round in which
-anybody failed, the next one begins a new block, with fresh keys and everybody who is there.
+masked input, consistency check, unmasking (Bonawitz et al. 2017, figure 4). A partner that answers
+nothing, or nothing that can be used, is left out from then on, and the round goes on without it.
+After a round in which anybody failed, the next one begins a new block, with fresh keys and
+everybody who is there.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +30,7 @@ from dovetail.flower.actions import AggregationStep, Record
 from dovetail.flower.grid import MaskedExpected, ask
 from dovetail.secagg.group import Block
 from dovetail.secagg.messages import Step, require
-from dovetail.secagg.server import Server
+from dovetail.secagg.server import RoundSum, Server
 from dovetail.wire.channel import Channel
 
 ROUNDS_IN_A_BLOCK = 64
@@ -41,7 +44,8 @@ class Total:
     Attributes:
         vector: the noised sum of the contributions, float64 ``(parameters,)``.
         partners: who contributed, ascending.
-        faults: why others did not, by partner.
+        faults: why others did not, by partner; or what was wrong with what somebody sent later,
+            in a sum that came right without it.
     """
 
     vector: npt.NDArray[np.float64]
@@ -121,7 +125,9 @@ class Aggregation:
     def _share_keys(self, block: Block) -> Server:
         server = Server(self._sharing.group, block)
         begin = {n: getattr(block, a) for n, a in _BLOCK.items()}
-        adverts = server.adverts(self._asked("advertise_keys", dict.fromkeys(self._nodes, begin)))
+        said = self._asked("advertise_keys", dict.fromkeys(self._nodes, begin))
+        with self._noting(server):
+            adverts = server.adverts(said)
         bodies: dict[str, Record] = {
             str(advert["member"]): {"adverts": adverts} for advert in adverts
         }
@@ -129,7 +135,8 @@ class Aggregation:
             name: self._bytes_of(name, body)
             for name, body in self._asked("share_keys", bodies).items()
         }
-        routed = server.route_shares({n: s for n, s in shared.items() if s is not None})
+        with self._noting(server):
+            routed = server.route_shares({n: s for n, s in shared.items() if s is not None})
         bodies = {
             name: {"shares": {sender: share.hex() for sender, share in shares.items()}}
             for name, shares in routed.items()
@@ -158,11 +165,22 @@ class Aggregation:
             {name: {"round": number, "survivors": list(survivors)} for name in survivors},
         )
         signatures = {name: str(body.get("signature", "")) for name, body in checked.items()}
-        signed = total.signed(signatures)
+        with self._noting(total):
+            signed = total.signed(signatures)
         answers = self._asked(
             "unmask", {name: {"round": number, "signatures": signed} for name in signed}
         )
-        return Total(self._sharing.encoding.decode(total.unmask(answers)), survivors, self.faults)
+        with self._noting(total):
+            vector = self._sharing.encoding.decode(total.unmask(answers))
+        return Total(vector, survivors, self.faults)
+
+    @contextmanager
+    def _noting(self, side: Server | RoundSum) -> Iterator[None]:
+        """Takes over why one step of it left partners out, whether the step succeeds or not."""
+        try:
+            yield
+        finally:
+            self.faults |= side.faults
 
     def _asked(
         self, step: AggregationStep, bodies: Mapping[str, Record]
