@@ -59,6 +59,13 @@ def test_what_cannot_be_masked_spends_no_round(vector: np.ndarray) -> None:
     brand.mask(ROUND, vector_of("brand"))
 
 
+def test_who_dealt_shares_that_do_not_open_is_named() -> None:
+    play = Play().until(1)
+    told = play.server.route_shares(play.sealed)["brand"]
+    with pytest.raises(RemoteProtocolError, match=r"^retailer: a sealed message does not open"):
+        play.clients["brand"].receive_shares(told | {"retailer": told["shop"]})
+
+
 def test_after_the_last_round_nothing_is_kept() -> None:
     play = Play().until(6)
     play.mask(ROUND + 1)

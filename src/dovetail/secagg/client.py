@@ -40,6 +40,7 @@ from dovetail.secagg.messages import (
     Record,
     Roster,
     Step,
+    blaming,
     check_names,
     check_signatures,
     packet_of_shares,
@@ -285,7 +286,9 @@ class Client:
     def _open(self, sender: str, sealed: bytes) -> list[tuple[int, int]]:
         key = self._share_key(self._roster, sender, self._me)
         packet = read_sealed(sealed, self._block, sender)
-        return read_packet(unseal(key, packet, _about(self._roster)), sender)
+        with blaming(sender):
+            packet = unseal(key, packet, _about(self._roster))
+        return read_packet(packet, sender)
 
     def _hold(self, sender: str, pairs: list[tuple[int, int]]) -> None:
         for number, pair in zip(self._block.numbers, pairs, strict=True):

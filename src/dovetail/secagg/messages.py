@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -138,8 +139,9 @@ def read_advert(record: Record, group: Group, block: Block) -> tuple[str, Advert
     )
     statement = {name: record[name] for name in names[:-1]}
     _check_signature(group, member, record["signature"], KEY_ADVERT, statement)
-    for key in advert.public_keys:
-        _check_usable(key, member)
+    with blaming(member):
+        for key in advert.public_keys:
+            check_public(key)
     return member, advert
 
 
@@ -157,13 +159,6 @@ def roster_of(records: Iterable[Record], adverts: Mapping[str, Advert], group: G
     """
     require(group, adverts, Step.ADVERTISE_KEYS)
     return Roster(adverts, digest(sorted(records, key=lambda record: str(record["member"]))))
-
-
-def _check_usable(public: bytes, member: str) -> None:
-    try:
-        check_public(public)
-    except RemoteProtocolError as error:
-        raise RemoteProtocolError(f"{member}: {error}") from None
 
 
 def share_key(
@@ -273,6 +268,15 @@ def require(group: Group, members: Collection[str], step: Step) -> None:
     """
     if len(members) < group.threshold:
         raise TooManyDropouts(f"{step}: fewer than {group.threshold} partners are left")
+
+
+@contextmanager
+def blaming(member: str) -> Iterator[None]:
+    """Names a member in what is found wrong with something of its."""
+    try:
+        yield
+    except RemoteProtocolError as error:
+        raise RemoteProtocolError(f"{member}: {error}") from None
 
 
 def check_fields(record: object, names: Sequence[str], what: str) -> None:
