@@ -78,7 +78,7 @@ class LightNode:
     ) -> Contribution:
         """Contributes what it was given, or its share of the noise."""
         if request and (asked := from_record(request)).task.protection == "distributed":
-            nothing = np.zeros(sum(array.size for array in arrays.values()), np.float32)
+            nothing = np.zeros(sum(array.size for array in arrays.values()))
             noise = DiscreteSampler(fresh_key())
             masked = self._aggregating.masked(asked, number, nothing, noise)
             return Contribution({MASKED: cast("Any", masked)}, float(CUSTOMERS), {})

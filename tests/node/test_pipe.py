@@ -49,13 +49,16 @@ def test_what_is_received_is_what_was_sent(
             other[name][...] = 0  # one's own
 
 
-def test_arrays_of_another_make_arrive_as_float32(pipe: Pipe) -> None:
-    whole = np.arange(24, dtype=np.float64).reshape(4, 6)
+@pytest.mark.parametrize(
+    ("made", "arrives"), [(np.float64, np.float64), (np.int32, np.float32), (">f4", np.float32)]
+)
+def test_arrays_arrive_as_one_of_two_makes(pipe: Pipe, made: str, arrives: type) -> None:
+    whole = np.arange(24, dtype=made).reshape(4, 6)
     whole.flags.writeable = False
-    send(pipe[0], {}, {"a": whole[::2, ::3].T})  # type: ignore[dict-item]
+    send(pipe[0], {}, {"a": whole[::2, ::3].T})
     _, (received,) = receive(pipe[1])
     array = received["a"]
-    assert array.dtype == np.float32
+    assert array.dtype == arrives
     assert array.tolist() == whole[::2, ::3].T.tolist()
 
 

@@ -6,8 +6,9 @@ and a node can refuse before a row is read.
 One customer moves a node's contribution by at most ``l2_sensitivity``:
 
 - one step (``local_steps = 1``): the sum of the sampled customers' clipped gradients, which one
-  customer moves by the clip norm. The step over the union of all partners' customers is a step of
-  DP-SGD (Abadi et al. 2016), each customer sampled on its own and in secret;
+  customer moves by the clip norm and by what floating point makes of it
+  (:func:`dovetail.agreement.rounding.rounding_slack`). The step over the union of all partners'
+  customers is a step of DP-SGD (Abadi et al. 2016), each customer sampled on its own and in secret;
 - several local steps: the node's update, clipped to the clip norm as a whole. One customer may turn
   it from any vector of that norm into any other, so that it moves by at most twice the clip norm,
   and sampling within the node amplifies nothing. Taking the whole partner away moves the sum by the
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from dovetail.agreement import request as requests
 from dovetail.agreement import terms as agreed
 from dovetail.agreement.request import Request, TrainingTask
+from dovetail.agreement.rounding import rounding_slack
 from dovetail.agreement.terms import Terms
 from dovetail.crypto import canonical
 from dovetail.errors import SettingError
@@ -118,7 +120,9 @@ def _norms(task: TrainingTask, terms: Terms) -> tuple[float, float]:
     if task.local_steps > 1:
         return 2 * task.l2_clip_norm, task.l2_clip_norm
     largest = max(partner.customers for partner in terms.partners)
-    return task.l2_clip_norm, task.l2_clip_norm * max(1.0, task.sampling_prob * largest)
+    slack = rounding_slack(_size(task, terms), terms.schema.max_rows_per_customer)
+    moved = task.l2_clip_norm * (1 + slack)
+    return moved, task.l2_clip_norm * max(1.0, task.sampling_prob * largest)
 
 
 def _grid(

@@ -84,7 +84,7 @@ class Aggregating:
         self,
         request: Request,
         number: int,
-        total: npt.NDArray[np.float32],
+        total: npt.NDArray[np.float64],
         sampler: DiscreteSampler,
     ) -> Masked:
         """The masked input of a round: encoded, with this node's share of the noise.

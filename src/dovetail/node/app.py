@@ -22,12 +22,16 @@ from dovetail.agreement.signing import (
 from dovetail.agreement.terms import Terms
 from dovetail.crypto.keys import SigningKey
 from dovetail.crypto.prg import fresh_key
-from dovetail.errors import AgreementError, RemoteProtocolError, SettingError
+from dovetail.errors import (
+    AgreementError,
+    LocalProtocolError,
+    RemoteProtocolError,
+    SettingError,
+)
 from dovetail.flower.actions import AggregationStep, Contribution, Record
 from dovetail.flower.grid import MASKED
 from dovetail.node.aggregating import Aggregating
 from dovetail.node.gate import Clock, Decisions, Gate
-from dovetail.node.runner import SUM
 from dovetail.privacy.discrete_gaussian import DiscreteSampler
 from dovetail.schema import Schema
 from dovetail.store.admissions import Admissions
@@ -130,8 +134,10 @@ class Node:
     def _masked(
         self, request: Request, number: int, result: RoundResult
     ) -> Mapping[str, npt.NDArray[Any]]:
-        noise, total = self._noise(request.job, number), result.arrays[SUM]
-        return {MASKED: self._aggregating.masked(request, number, total, noise)}
+        if result.total is None:
+            raise LocalProtocolError("a round of a shared job ended without a total")
+        noise = self._noise(request.job, number)
+        return {MASKED: self._aggregating.masked(request, number, result.total, noise)}
 
     def aggregate(self, step: AggregationStep, request: Record, body: Record) -> Record:
         """Takes a step of secure aggregation for a job that was admitted."""

@@ -1,8 +1,8 @@
 """Messages between a node and its worker, over a socket pair.
 
-A message is a header in JSON, which names the arrays and their shapes, and then the arrays' bytes.
-Nothing is unpickled: the node keeps keys and ledger, and its worker must not be able to run code
-in it.
+A message is a header in JSON, which names the arrays, their kinds and shapes, and then the arrays'
+bytes. Nothing is unpickled: the node keeps keys and ledger, and its worker must not be able to run
+code in it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Arrays = Mapping[str, npt.NDArray[np.float32]]
-Named = dict[str, npt.NDArray[np.float32]]
+Arrays = Mapping[str, npt.NDArray[Any]]
+Named = dict[str, npt.NDArray[Any]]
 
 _SIZE = struct.Struct("!Q")
 
@@ -29,14 +29,14 @@ def send(pipe: socket.socket, head: Mapping[str, Any], *groups: Arrays) -> None:
     Args:
         pipe: a connected stream.
         head: JSON-able.
-        groups: what is not float32 is converted.
+        groups: float64 stays float64; anything else becomes float32.
 
     Raises:
         OSError: the other side is gone.
     """
-    whole = [{n: np.asarray(a, np.float32, order="C") for n, a in g.items()} for g in groups]
-    shapes = [{name: array.shape for name, array in group.items()} for group in whole]
-    text = json.dumps({"head": head, "shapes": shapes}).encode()
+    whole = [{n: np.asarray(a, _kind(a), order="C") for n, a in g.items()} for g in groups]
+    kinds = [{name: (a.itemsize, a.shape) for name, a in group.items()} for group in whole]
+    text = json.dumps({"head": head, "arrays": kinds}).encode()
     pipe.sendall(_SIZE.pack(len(text)) + text)
     for group in whole:
         for array in group.values():
@@ -52,12 +52,16 @@ def receive(pipe: socket.socket) -> tuple[dict[str, Any], list[Named]]:
     """
     (size,) = _SIZE.unpack(_bytes(pipe, _SIZE.size))
     message = json.loads(_bytes(pipe, size))
-    groups = [{n: _array(pipe, shape) for n, shape in g.items()} for g in message["shapes"]]
+    groups = [{n: _array(pipe, *kind) for n, kind in g.items()} for g in message["arrays"]]
     return message["head"], groups
 
 
-def _array(pipe: socket.socket, shape: list[int]) -> npt.NDArray[np.float32]:
-    content = np.empty(math.prod(shape), np.float32)
+def _kind(array: npt.NDArray[Any]) -> type[np.floating]:
+    return np.float64 if array.dtype == np.float64 else np.float32
+
+
+def _array(pipe: socket.socket, size: int, shape: list[int]) -> npt.NDArray[Any]:
+    content = np.empty(math.prod(shape), f"f{size}")
     _fill(pipe, content.view(np.uint8).data)
     return content.reshape(shape)
 

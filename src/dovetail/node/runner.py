@@ -19,8 +19,6 @@ from dovetail.training.dp_sgd import train_round
 from dovetail.training.round_result import RoundResult
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
-SUM = "sum"
-"""What a contribution to a shared sum is called on its way from the worker to its node."""
 Dice = Callable[[str, int], SecureSampler]
 """Randomness for one (job, round)."""
 
@@ -50,7 +48,7 @@ class Runner:
     def contribute(
         self, request: Request, number: int, arrays: Arrays, optimizer_state: Arrays
     ) -> RoundResult:
-        """The partner's model after its local steps, and its optimiser's state; or its bounded sum.
+        """The partner's model and its optimiser's state after the local steps; or a bounded total.
 
         Args:
             request: an admitted request.
@@ -58,17 +56,20 @@ class Runner:
             arrays: the model that the round starts from.
             optimizer_state: what the previous round returned; empty in the first.
 
-        Guarantees: each of the round's ``local_steps`` releases ``request.task.event`` and
-        nothing else that depends on a row. Under protection ``distributed`` the array
-        :data:`SUM` is bounded (:mod:`dovetail.training.contribution`) and has no noise: it is for
-        this node, which adds its share and masks it.
+        Guarantees: where the node adds all its noise, each of the round's ``local_steps``
+        releases ``request.task.event`` and nothing else that depends on a row. Under protection
+        ``distributed`` nothing here is a release. The result is ``total`` alone, without noise:
+        of one step the sum of clipped gradients, which one customer moves by the clip norm; of
+        several the update, clipped as a whole, which one customer moves by up to twice the clip
+        norm (:func:`dovetail.training.contribution.contribution`). It is for this node, which adds
+        its share of the noise of ``agreement.sharing``'s event, one a round, and masks it.
         """
         task = request.task
         selected = _selected(self.schema, task.features)
         customers, dice = self._columns(selected), self.dice(request.job, number)
         if task.protection == "distributed":
             total = contribution(arrays, customers, selected, task, self.declared_customers, dice)
-            return RoundResult({SUM: total}, {})
+            return RoundResult({}, {}, total)
         return train_round(
             arrays, customers, selected, task, self.declared_customers, dice, optimizer_state
         )

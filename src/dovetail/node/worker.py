@@ -28,7 +28,7 @@ from dovetail.agreement import request as requests
 from dovetail.agreement.request import Request
 from dovetail.errors import DovetailError, PolicyError, SettingError, TransportError
 from dovetail.node.pipe import Arrays, Named, receive, send
-from dovetail.training.round_result import RoundResult
+from dovetail.training.round_result import RoundResult, round_result
 
 if TYPE_CHECKING:
     from dovetail.node.worker_process import OpenRunner
@@ -157,7 +157,7 @@ class Worker:
             process = self._ready()
             with process.watched(self._limits.seconds, self._limits.memory_mb, _TOO_LONG):
                 results = process.ask(head, arrays, optimizer_state)
-        return RoundResult(*results)
+        return round_result(results)
 
     def close(self) -> None:
         """Kills the process; a round under way ends with a :class:`TransportError`."""

@@ -18,7 +18,7 @@ from typing import Any
 from dovetail.agreement import request as requests
 from dovetail.data.arrays import CustomerArrays
 from dovetail.errors import DovetailError
-from dovetail.node.pipe import Named, receive, send
+from dovetail.node.pipe import Arrays, Named, receive, send
 from dovetail.node.runner import Runner, fresh_dice
 
 OpenRunner = Callable[[Path, int], Runner]
@@ -75,13 +75,13 @@ def _opened(start: dict[str, Any]) -> Runner:
 
 def _round(
     runner: Runner, head: dict[str, Any], groups: list[Named]
-) -> tuple[dict[str, Any], list[Named]]:
+) -> tuple[dict[str, Any], list[Arrays]]:
     try:
         request = requests.from_record(head["request"])
         result = runner.contribute(request, head["number"], *groups)
     except Exception as error:  # noqa: BLE001 - told to the node, which logs it
         return _told(error), []
-    return {}, [result.arrays, result.optimizer_state]
+    return {}, result.groups()
 
 
 def _told(error: Exception) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from dovetail.agreement.rounding import PHYSICAL_ROWS
 from dovetail.training.batch import Batch, Customers
 from dovetail.training.book_keeping import BookKeeper, UnsupportedModel, supports
 from dovetail.training.clipping import Clipper, Rows, Sums, rows_of
@@ -17,9 +18,6 @@ from dovetail.training.model import TabularModel
 from dovetail.training.opacus_hooks import OpacusHooks
 from dovetail.training.tabular_pass import TabularClipper
 from dovetail.training.vector import ParameterVector
-
-PHYSICAL_ROWS = 4096
-"""Rows, padding included, that are in memory at once; a larger Poisson batch comes in parts."""
 
 
 class ClippedSums:
@@ -69,8 +67,9 @@ def clipped_sum(
         SettingError: the model has layers that mix rows.
 
     Guarantees:
-        One customer moves the result by at most ``l2_clip_norm``. The result itself is *not*
-        private: it may leave a node only with noise, and charged for.
+        One customer adds at most ``l2_clip_norm``, up to float32 rounding, which also changes
+        what the others add (``privacy.mechanism`` says how much was seen). The result itself is
+        *not* private: it may leave a node only with noise, and charged for.
     """
     if isinstance(model, TabularModel):
         vector = ParameterVector(model)
@@ -91,7 +90,7 @@ def clipped_sum(
 def physical_batches(
     customers: Customers, chosen: npt.NDArray[np.int64], rows_per_customer: int
 ) -> Iterator[Rows]:
-    """The rows of the chosen customers, at most :data:`PHYSICAL_ROWS` at once where possible."""
+    """The rows of the chosen customers, at most ``PHYSICAL_ROWS`` at once where possible."""
     size = max(1, PHYSICAL_ROWS // rows_per_customer)
     for start in range(0, len(chosen), size):
         yield rows_of(customers.batch(chosen[start : start + size]))

@@ -94,7 +94,12 @@ def logit_gradient(logits: Tensor, labels: Tensor, positive_weight: float) -> Te
 
     The loss of a row is binary cross-entropy, times ``positive_weight`` where the label is 1.
     """
-    gradient = torch.sigmoid(logits.detach()).sub_(labels)
+    return weighted_errors(torch.sigmoid(logits.detach()), labels, positive_weight)
+
+
+def weighted_errors(probabilities: Tensor, labels: Tensor, positive_weight: float) -> Tensor:
+    """:func:`logit_gradient` from what the logits predict, which is overwritten; all ``(n,)``."""
+    gradient = probabilities.sub_(labels)
     if positive_weight == 1:
         return gradient
     return gradient.mul_(labels * (positive_weight - 1) + 1)
@@ -144,9 +149,10 @@ class Clipper(Protocol):
 
         Guarantees:
             Adding or removing one customer moves what is added by at most ``l2_clip_norm`` in
-            the Euclidean norm over all parameters (up to float32 rounding of the sum itself),
-            whatever the rows hold and the parameters are; a gradient that is not finite, or whose
-            norm float32 cannot hold, counts as 0.
+            the Euclidean norm over all parameters, whatever the rows hold and the parameters are,
+            up to what is rounded in the sum and in what the others add
+            (``agreement.rounding`` bounds both for :mod:`dovetail.training.exact_pass`). A gradient
+            that is not finite, or whose norm its type cannot hold, counts as 0.
         """
         ...
 

@@ -56,7 +56,7 @@ class Record(NamedTuple):
 
 def add_weighted_sums(records: list[Record], rows: Rows, l2_clip_norm: float, sums: Sums) -> None:
     """Clip each customer's gradient over all layers together, and add the sum to ``sums``."""
-    squared_norms = torch.zeros(rows.customers)
+    squared_norms = records[0].grads.new_zeros(rows.customers)
     for record in records:
         squared_norms += RULES[type(record.layer)].squared_norms(record, rows)
     if not math.isfinite(squared_norms.sum()):

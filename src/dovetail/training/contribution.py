@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from dovetail.agreement.request import TrainingTask
 from dovetail.errors import RemoteProtocolError
@@ -19,11 +20,11 @@ from dovetail.schema import Schema
 from dovetail.training.batch import Customers
 from dovetail.training.clipped_sum import physical_batches
 from dovetail.training.dp_sgd import missing_embeddings, train_round
+from dovetail.training.exact_pass import ExactClipper
 from dovetail.training.model import Arrays, blueprint, load_arrays, require_steady
-from dovetail.training.tabular_pass import TabularClipper
 from dovetail.training.vector import ParameterVector
 
-Vector = npt.NDArray[np.float32]
+Vector = npt.NDArray[np.float64]
 
 
 def contribution(
@@ -45,15 +46,18 @@ def contribution(
         sampler: Poisson samples.
 
     Returns:
-        float32 ``(parameters,)``. Of one step, the sum of the sampled customers' clipped
+        float64 ``(parameters,)``. Of one step, the sum of the sampled customers' clipped
         gradients; of several, the update that they lead to, clipped to ``l2_clip_norm``.
 
     Raises:
         RemoteProtocolError: as :func:`~dovetail.training.dp_sgd.train_round`.
 
     Guarantees:
-        Adding or removing one customer moves the vector by at most ``task.l2_clip_norm`` in L2
-        norm where ``task.local_steps`` is 1, and by at most twice that otherwise.
+        Adding or removing one customer moves the vector in L2 norm by at most
+        ``task.l2_clip_norm`` times ``1 + agreement.rounding.rounding_slack`` where
+        ``task.local_steps`` is 1, and by at most twice ``task.l2_clip_norm`` otherwise. The first
+        counts all that floating point does to what the *others* add, under the assumption of
+        :class:`~dovetail.training.exact_pass.ExactClipper`.
     """
     if task.local_steps == 1:
         return _step_sum(model_arrays, customers, schema, task, sampler)
@@ -67,10 +71,10 @@ def _step_sum(
     task: TrainingTask,
     sampler: SecureSampler,
 ) -> Vector:
-    vector = ParameterVector(blueprint(task.model, schema))
+    vector = ParameterVector(blueprint(task.model, schema), torch.float64)
     load_arrays(vector.model, model_arrays)
     require_steady(vector.model)
-    clipper = TabularClipper(vector)
+    clipper = ExactClipper(vector)
     chosen = sampler.poisson_sample(len(customers), task.sampling_prob)
     for rows in physical_batches(customers, chosen, schema.max_rows_per_customer):
         clipper.add_clipped_sum(rows, task.l2_clip_norm, task.positive_weight, vector.sums_of)
@@ -101,7 +105,7 @@ def _clipped_update(
             model_arrays, customers, schema, quiet, declared_customers, sampler, {}
         )
     except RemoteProtocolError:
-        return received.sums.numpy()  # all 0
+        return received.sums.double().numpy()  # all 0
     update = np.concatenate(
         [
             (result.arrays[p.name] - model_arrays[p.name]).ravel()
@@ -111,14 +115,14 @@ def _clipped_update(
     return clipped(update, task.l2_clip_norm)
 
 
-def clipped(vector: Vector, l2_clip_norm: float) -> Vector:
+def clipped(vector: npt.NDArray[np.floating], l2_clip_norm: float) -> Vector:
     """The vector, shortened to a norm; one that is not finite becomes nothing.
 
-    Shortened by a little more than float32 can round it up again.
+    Shortened by more than rounding can lengthen it again.
     """
     exact = vector.astype(np.float64)
     norm = float(np.linalg.norm(exact))
     if not np.isfinite(norm):
-        return np.zeros_like(vector)
+        return np.zeros_like(exact)
     factor = min(1.0, l2_clip_norm * (1 - 1e-6) / norm) if norm else 1.0
-    return (exact * factor).astype(np.float32)
+    return exact * factor

@@ -43,20 +43,44 @@ class TabularClipper:
             add_weighted_sums(self._records(rows, positive_weight), rows, l2_clip_norm, sums)
 
     def _records(self, rows: Rows, positive_weight: float) -> list[Record]:
-        inputs = [self._first_inputs(rows)]
-        for layer in self._linears[:-1]:
-            inputs.append(torch.addmm(layer.bias, inputs[-1], layer.weight.t()).tanh_())
-        last = self._linears[-1]
-        logits = torch.addmm(last.bias, inputs[-1], last.weight.t()).squeeze(1)
-        grads = logit_gradient(logits, rows.labels, positive_weight).unsqueeze(1)
-        records = [Record(last, inputs[-1], grads, 1)]
-        for i in range(len(self._linears) - 2, -1, -1):
-            above = torch.mm(grads, self._linears[i + 1].weight)
-            grads = torch.ops.aten.tanh_backward(above, inputs[i + 1])
+        last = len(self._linears) - 1
+        inputs = [self._factor(self._first_inputs(rows), 0)]
+        for i in range(last):
+            units = self._tanh(self._outputs(inputs[i], i))
+            inputs.append(self._factor(units, i + 1))
+        logits = self._outputs(inputs[last], last).squeeze(1)
+        grads = self._logit_gradient(logits, rows, positive_weight).unsqueeze(1)
+        records = [Record(self._linears[last], inputs[last], grads, 1)]
+        for i in range(last - 1, -1, -1):
+            above = torch.mm(self._factor(grads, i + 1), self._weight(i + 1))
+            grads = self._tanh_backward(above, inputs[i + 1])
             records.append(Record(self._linears[i], inputs[i], grads, 1))
         if self._tables is not None:
-            records.append(self._table_record(rows, grads))
+            records.append(self._table_record(rows, self._factor(grads, 0)))
         return records
+
+    def _weight(self, i: int) -> Tensor:
+        """A layer's weights, ``(outputs, inputs)``, as a factor of a product."""
+        return self._linears[i].weight
+
+    def _factor(self, values: Tensor, i: int) -> Tensor:  # noqa: ARG002 - not every pass rounds
+        """Rows ``(n, ...)`` that are multiplied with a layer's weights."""
+        return values
+
+    def _outputs(self, inputs: Tensor, i: int) -> Tensor:
+        """What a layer makes of its inputs."""
+        layer = self._linears[i]
+        return torch.addmm(layer.bias, inputs, layer.weight.t())
+
+    def _tanh(self, values: Tensor) -> Tensor:
+        """May overwrite ``values``."""
+        return values.tanh_()
+
+    def _tanh_backward(self, grads: Tensor, outputs: Tensor) -> Tensor:
+        return cast("Tensor", torch.ops.aten.tanh_backward(grads, outputs))
+
+    def _logit_gradient(self, logits: Tensor, rows: Rows, positive_weight: float) -> Tensor:
+        return logit_gradient(logits, rows.labels, positive_weight)
 
     def _first_inputs(self, rows: Rows) -> Tensor:
         if self._tables is None:
@@ -66,7 +90,7 @@ class TabularClipper:
 
     def _table_record(self, rows: Rows, grads: Tensor) -> Record:
         tables = cast("AdjacentTables", self._tables)
-        weight = self._linears[0].weight[:, rows.numbers.shape[1] :]
+        weight = self._weight(0)[:, rows.numbers.shape[1] :]
         each = torch.mm(grads, weight).view(-1, tables.embedding_dim)
         missing = (rows.codes == MISSING_CODE).view(-1, 1)
         indices = adjacent_rows(rows.codes, self._sizes).view(-1)

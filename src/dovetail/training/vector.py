@@ -22,14 +22,14 @@ class ParameterVector:
         tables: all embedding tables as one, ``(rows, dim)``: they come first in the vector.
     """
 
-    def __init__(self, structure: TabularModel) -> None:
+    def __init__(self, structure: TabularModel, dtype: torch.dtype = torch.float32) -> None:
         """Lay out a model of this structure; its own values are neither read nor changed."""
         shapes = {name: p.shape for name, p in structure.named_parameters()}
         sizes = [shape.numel() for shape in shapes.values()]
         ends = list(itertools.accumulate(sizes, initial=0))
         slices = itertools.starmap(slice, itertools.pairwise(ends))
         self.parts = dict(zip(shapes, slices, strict=True))
-        flat, self.sums = torch.zeros(ends[-1]), torch.zeros(ends[-1])
+        flat, self.sums = torch.zeros(ends[-1], dtype=dtype), torch.zeros(ends[-1], dtype=dtype)
         self.values = nn.Parameter(flat)
         views = {name: flat[at].view(shapes[name]) for name, at in self.parts.items()}
         self.model = with_parameters(structure, views)
