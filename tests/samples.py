@@ -43,6 +43,8 @@ TASK = TrainingTask(
 
 
 ONE_COLLUDER = SecureAggregation(dropouts=0, colluders=1)
+ONE_EACH = SecureAggregation(dropouts=1, colluders=1)
+"""Needs four partners: :func:`tolerant_terms`."""
 SHARED_TASK = replace(TASK, protection="distributed")
 
 
@@ -108,8 +110,8 @@ def terms(**changes: Any) -> Terms:
 
 
 def customers() -> dict[str, MemoryCustomers]:
-    """Each partner's customers, a few more or fewer than declared."""
-    sizes = {"retailer": 304, "platform": 197, "brand": 102}
+    """Each partner's customers, a few more or fewer than declared; and a fourth one's."""
+    sizes = {"retailer": 304, "platform": 197, "brand": 102, "cinema": 148}
     return {name: MemoryCustomers(n, seed) for seed, (name, n) in enumerate(sizes.items())}
 
 
@@ -117,3 +119,12 @@ def sharing_terms(**changes: Any) -> Terms:
     """The same terms where the partners may share the noise, and one of them may collude."""
     shared = {"protections": ("distributed", "local"), "secure_aggregation": ONE_COLLUDER}
     return terms(**{**shared, **changes})
+
+
+def tolerant_terms(**changes: Any) -> Terms:
+    """Terms of four partners that share the noise: one may leave, and one may collude."""
+    agreed = sharing_terms()
+    first = agreed.partners[0]
+    fourth = identities.partner("cinema", "cinema", 150, first.first_day, first.last_day)
+    partners = (*agreed.partners, fourth)
+    return replace(agreed, **{"partners": partners, "secure_aggregation": ONE_EACH, **changes})

@@ -45,11 +45,11 @@ def test_more_who_may_fail_make_each_add_more() -> None:
     partners = sharing_terms().partners
     four = (*partners, replace(partners[0], name="cinema", key="ab" * 32, certificate="cd" * 32))
     stds = []
-    for assumed in (SecureAggregation(0, 0), SecureAggregation(0, 1), SecureAggregation(1, 1)):
+    for assumed in (SecureAggregation(0, 1), SecureAggregation(0, 2), SecureAggregation(1, 1)):
         agreed = sharing_terms(partners=four, secure_aggregation=assumed)
         sharing = sharing_of(SHARED_TASK, agreed)
         stds.append(sharing.event.share_std / sharing.encoding.scale)
-    assert stds == pytest.approx([1 / math.sqrt(4), 1 / math.sqrt(3), 1 / math.sqrt(2)])
+    assert stds == pytest.approx([1 / math.sqrt(3), 1 / math.sqrt(2), 1 / math.sqrt(2)])
 
 
 @given(

@@ -1,4 +1,4 @@
-"""Real nodes of three partners in this process, behind a channel that tests disturb."""
+"""Real nodes of the terms' partners in this process, behind a channel that tests disturb."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ from tests.samples import MemoryCustomers, customers, terms
 
 NAMES = ("retailer", "platform", "brand")
 PARTNERS = {node_number(name): name for name in NAMES}
+"""Who partners are in most terms: nodes' numbers, and names."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,16 @@ class Nodes:
     absent: set[str] = field(default_factory=set)
     then: list[Callable[[], object]] = field(default_factory=list)
     sent: list[Sent] = field(default_factory=list)
-    kept: dict[str, list[Record]] = field(default_factory=lambda: {name: [] for name in NAMES})
+    kept: dict[str, list[Record]] = field(init=False)
 
     def __post_init__(self) -> None:
         rows = customers()
-        self.ledgers = {name: self._ledger(name) for name in NAMES}
+        self.names = tuple(partner.name for partner in self.terms.partners)
+        self.partners = {node_number(name): name for name in self.names}
+        self.kept = {name: [] for name in self.names}
+        self.ledgers = {name: self._ledger(name) for name in self.names}
         self._handlers = {
-            number: self._handler(name, rows[name]) for number, name in PARTNERS.items()
+            number: self._handler(name, rows[name]) for number, name in self.partners.items()
         }
         self._channel = MemoryChannel(self._handlers)
         self._changed = threading.Condition()
@@ -98,14 +102,14 @@ class Nodes:
         self._turn = threading.Lock()
 
     def nodes(self) -> Sequence[int]:
-        return [number for number, name in PARTNERS.items() if name not in self.absent]
+        return [number for number, name in self.partners.items() if name not in self.absent]
 
     def exchange(
         self, requests: Mapping[int, Payload], deadline: float
     ) -> Iterator[tuple[int, Answer]]:
         sent = {node: self._sent(node, payload) for node, payload in requests.items()}
         self.sent += sent.values()
-        present = {n: p for n, p in requests.items() if PARTNERS[n] not in self.absent}
+        present = {n: p for n, p in requests.items() if self.partners[n] not in self.absent}
         for node in requests.keys() - present.keys():
             yield node, TransportError("the node is not connected")
         with self._turn:
@@ -179,14 +183,13 @@ class Nodes:
         context = new_context(node_number(name), {}, {})
         return partial(answer, node_app(lambda _: node), lambda _: context)
 
-    @staticmethod
-    def _sent(node: int, payload: Payload) -> Sent:
+    def _sent(self, node: int, payload: Payload) -> Sent:
         message = codec.decode(payload.joined())
         config: Mapping[str, object] = message.content.config_records.get("config") or {}
         number = config.get("server-round", 0)
         assert isinstance(number, int)
         step = f".{config['step']}" if "step" in config else ""
-        return Sent(message.metadata.message_type + step, PARTNERS[node], number)
+        return Sent(message.metadata.message_type + step, self.partners[node], number)
 
 
 def _dice(name: str) -> Callable[[str, int], SecureSampler]:

@@ -12,7 +12,6 @@ import pytest
 
 from dovetail.agreement.cost import cost_of
 from dovetail.agreement.request import Request
-from dovetail.agreement.secure_aggregation import SecureAggregation
 from dovetail.agreement.sharing import sum_digest
 from dovetail.agreement.terms import Budget
 from dovetail.coordinator.job import State
@@ -24,20 +23,20 @@ from dovetail.node.aggregating import Aggregating
 from dovetail.secagg.messages import KEY_ADVERT
 from dovetail.simulation.identities import asked, signing_key
 from dovetail.wire.channel import Answer
-from tests.coordinator.nodes import NAMES, PARTNERS, Nodes, Sent, Twist, as_it_came, lost
-from tests.samples import SHARED_TASK, TASK, sharing_terms
+from tests.coordinator.nodes import NAMES, Nodes, Sent, Twist, as_it_came, lost
+from tests.samples import SHARED_TASK, TASK, sharing_terms, tolerant_terms
 
 Body = dict[str, Any]
 """What a node answers to a step, as JSON has it."""
 STEPS = ("advertise_keys", "share_keys", "receive_shares", "check_consistency", "unmask")
-ONE_DROPOUT = sharing_terms(secure_aggregation=SecureAggregation(dropouts=1, colluders=0))
+ONE_DROPOUT = tolerant_terms()
 FREE = Budget(epsilon=1e12, delta=1e-3)
 """A budget under which noise may be so small that sums can be compared."""
 
 
 def run_over(nodes: Nodes, task: object = SHARED_TASK, **settings: object) -> Run:
     signed = asked(Request("job-1", task), nodes.terms)  # type: ignore[arg-type]
-    return Run(signed, nodes.terms, nodes, PARTNERS, **settings)  # type: ignore[arg-type]
+    return Run(signed, nodes.terms, nodes, nodes.partners, **settings)  # type: ignore[arg-type]
 
 
 def lost_in(step: str, partner: str, nth: int) -> Twist:
@@ -205,9 +204,9 @@ def test_a_partner_that_leaves_within_a_round_is_done_without(step: str, gone: s
     release = run.run()
     assert (run.job.rounds_done, run.job.rounds_lost) == (3, 0)
     assert [event.partner for event in events if event.kind == "dropped"] == [gone]
-    assert nodes.told("query.aggregate.advertise_keys") == [*PARTNERS.values()] * 2
+    assert nodes.told("query.aggregate.advertise_keys") == [*nodes.names] * 2
     assert all(np.isfinite(array).all() for array in release.value.values())
-    assert charges(nodes) == {name: [3] for name in NAMES}
+    assert charges(nodes) == {name: [3] for name in nodes.names}
 
 
 @pytest.mark.parametrize("step", STEPS[:3])
@@ -240,7 +239,7 @@ def test_too_many_that_leave_end_the_job() -> None:
     with pytest.raises(TooManyDropouts):
         run.run()
     assert run.job.state is State.FAILED
-    assert charges(nodes) == {name: [2] for name in NAMES}
+    assert charges(nodes) == {name: [2] for name in nodes.names}
 
 
 def test_the_coordinator_sees_no_update() -> None:

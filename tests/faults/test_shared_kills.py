@@ -15,19 +15,20 @@ import pytest
 
 from dovetail.agreement import request as requests
 from dovetail.agreement.request import Request
-from dovetail.agreement.secure_aggregation import SecureAggregation
-from dovetail.simulation.federation import COORDINATOR
+from dovetail.agreement.terms import Terms
+from dovetail.simulation.federation import COORDINATOR, Member
 from dovetail.store.records import JobRecord
 from tests.faults import books
 from tests.faults.host import Host
 from tests.faults.points import Doom, When
 from tests.faults.process import Setting
-from tests.faults.trial import PARTNERS, RICH, Trial
-from tests.samples import ONE_COLLUDER, SHARED_TASK, sharing_terms
+from tests.faults.trial import PARTNERS, RICH, Trial, tables
+from tests.node.homes import write_csv
+from tests.samples import SHARED_TASK, sharing_terms, tolerant_terms
 
 ROUNDS, IN_A_BLOCK, STRUCK = 5, 2, 3
 CHEAP = replace(SHARED_TASK, rounds=ROUNDS, noise_multiplier=4.0)
-ONE_DROPOUT = SecureAggregation(dropouts=1, colluders=0)
+OF_FOUR = ("brand", "cinema", "platform", "retailer")
 
 SHORT = 5.0
 """Seconds for an answer, where some will not come."""
@@ -44,10 +45,13 @@ AT_THE_COORDINATOR = [
     ("exchange", 8),  # advertise keys
     ("exchange", 9),  # share keys
     ("exchange", 10),  # receive shares
-    ("masked_input", 8),  # of the second node
+    ("masked_input", 8),  # of the second of three nodes
     ("exchange", 11),  # check consistency
     ("exchange", 12),  # unmask
     ("unmask", 3),
+]
+OF_FOUR_NODES = [
+    (point, 10 if point == "masked_input" else nth) for point, nth in AT_THE_COORDINATOR
 ]
 """A block takes three exchanges and each of its rounds two, besides the masked inputs."""
 KEYS = ("advertise_keys", "share_keys", "receive_shares")
@@ -69,24 +73,27 @@ def shared(job: str, rounds: int = ROUNDS) -> Request:
     return Request(job, replace(CHEAP, rounds=rounds))
 
 
-def federation(folder: Path, host: Host, assumed: SecureAggregation) -> Iterator[Trial]:
-    agreed = sharing_terms(secure_aggregation=assumed, budget=RICH)
+def federation(folder: Path, host: Host, agreed: Terms) -> Iterator[Trial]:
     settings = {COORDINATOR: Setting(rounds_in_a_block=IN_A_BLOCK)}
-    with Trial(folder, host, agreed, settings=settings) as started:
+    members = tables(folder)
+    if len(agreed.partners) > len(members):
+        write_csv(folder / "cinema.csv", 150, 3)
+        members["cinema"] = Member(folder / "cinema.csv")
+    with Trial(folder, host, agreed, members, settings) as started:
         started.start()
         yield started
 
 
 @pytest.fixture(scope="module")
 def tolerant(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
-    """Partners of whom one may drop out of a round."""
-    yield from federation(tmp_path_factory.mktemp("tolerant"), host, ONE_DROPOUT)
+    """Four partners of whom one may drop out of a round."""
+    yield from federation(tmp_path_factory.mktemp("tolerant"), host, tolerant_terms(budget=RICH))
 
 
 @pytest.fixture(scope="module")
 def strict(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
-    """Partners who all have to stay."""
-    yield from federation(tmp_path_factory.mktemp("strict"), host, ONE_COLLUDER)
+    """Three partners who all have to stay."""
+    yield from federation(tmp_path_factory.mktemp("strict"), host, sharing_terms(budget=RICH))
 
 
 def finished(trial: Trial, asked: Request) -> JobRecord:
@@ -147,7 +154,7 @@ def test_a_node_is_killed_whose_dropout_is_tolerated(tolerant: Trial, doom: Doom
     assert "no keys" not in dropped.text, "what happened first is told"
     kept = charges(tolerant, requested(job))
     absent = doom.point in KEYS
-    assert kept == {name: ROUNDS - (absent and name == party) for name in PARTNERS}
+    assert kept == {name: ROUNDS - (absent and name == party) for name in OF_FOUR}
 
 
 @pytest.mark.parametrize(
@@ -172,10 +179,10 @@ def test_a_node_is_killed_where_all_have_to_stay(strict: Trial, doom: Doom) -> N
 @pytest.mark.parametrize(
     "doom",
     both(
-        AT_THE_COORDINATOR,
+        OF_FOUR_NODES,
         ("after", "exchange", 8),
         ("before", "exchange", 10),
-        ("after", "masked_input", 8),
+        ("after", "masked_input", 10),
         ("after", "unmask", 3),
     ),
 )
@@ -217,7 +224,7 @@ def test_a_partner_that_stays_away_is_done_without(tolerant: Trial) -> None:
     assert (job.state, job.rounds_done, job.lost_rounds) == ("released", ROUNDS, 0)
     tolerant.restart("brand")
     finished(tolerant, asked)
-    assert charges(tolerant, asked) == dict.fromkeys(PARTNERS, ROUNDS) | {"brand": STRUCK}
+    assert charges(tolerant, asked) == dict.fromkeys(OF_FOUR, ROUNDS) | {"brand": STRUCK}
     runs_as_ever(tolerant, "away-no-more")
 
 
@@ -260,8 +267,8 @@ def test_a_power_cut_everywhere(tolerant: Trial) -> None:
     tolerant.doom("retailer", Doom("unmask", "after", STRUCK))
     tolerant.hand_in(asked)
     tolerant.until_killed("retailer")
-    tolerant.kill(COORDINATOR, "brand", "platform")
-    tolerant.restart(COORDINATOR, *PARTNERS)
+    tolerant.kill(COORDINATOR, "brand", "cinema", "platform")
+    tolerant.restart(COORDINATOR, *OF_FOUR)
     job = finished(tolerant, asked)
     assert job.state == "released"
     assert (job.rounds_done + job.lost_rounds, job.lost_rounds <= 1) == (ROUNDS, True)

@@ -169,6 +169,7 @@ BAD = [
     ("privacy.epsilons", [3, 1], "ascend"),
     ("privacy.epsilons", [1, 1], "ascend"),
     ("privacy.epsilons", ["1"], "number"),
+    ("privacy.colluders", 0, "colluders must be at least 1"),
     ("privacy.delta", 0, "delta"),
     ("privacy.delta", 1, "delta"),
     ("privacy.minimum_cohort", 0, "minimum_cohort"),

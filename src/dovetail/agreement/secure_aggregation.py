@@ -19,20 +19,23 @@ class SecureAggregation:
 
     Attributes:
         dropouts: how many may leave a round before its end; with fewer than all others it is lost.
-        colluders: how many may tell the coordinator, or each other, what they know. At 0 a partner
-            that takes its own share of the noise away sees the others' sum under less noise than
-            is charged: everybody has to say so by signing it.
+        colluders: how many may tell the coordinator, or each other, what they know; at least 1.
+            Every partner reads the model and knows its own share of the noise, which it can take
+            away: it alone is one.
 
     Raises:
-        SettingError: below 0.
+        SettingError: ``dropouts`` is below 0, or ``colluders`` below 1.
+
+    Guarantees:
+        What a sum is charged holds against any one partner by itself.
     """
 
     dropouts: int
     colluders: int
 
     def __post_init__(self) -> None:
-        for name in ("dropouts", "colluders"):
-            require(getattr(self, name) >= 0, f"secure_aggregation: {name} must not be below 0")
+        require(self.dropouts >= 0, "secure_aggregation: dropouts must not be below 0")
+        require(self.colluders >= 1, _NOBODY)
 
     @property
     def tolerated(self) -> int:
@@ -42,10 +45,10 @@ class SecureAggregation:
     def check(self, partners: int) -> None:
         """Do nothing if so many partners can form a group with these assumptions.
 
-        ``n - t >= 2``: somebody has to share the noise. ``n > 2 * dropouts + colluders``: with
-        a threshold of ``n - dropouts`` signatures, a coordinator and its colluders cannot collect
-        enough of them for two different lists of survivors (Bonawitz et al. 2017, section 6.2:
-        ``2 * threshold > n + colluders``).
+        ``n - t >= 2``: somebody has to share the noise, hence at least 3 partners.
+        ``n > 2 * dropouts + colluders``: with a threshold of ``n - dropouts`` signatures, a
+        coordinator and its colluders cannot collect enough of them for two different lists of
+        survivors (Bonawitz et al. 2017, section 6.2: ``2 * threshold > n + colluders``).
 
         Raises:
             SettingError: names the limit.
@@ -54,8 +57,7 @@ class SecureAggregation:
             partners <= MOST_MEMBERS,
             f"secure_aggregation: at most {MOST_MEMBERS} partners can form a group",
         )
-        if partners == 2:
-            require(self.tolerated == 0, _TWO)
+        require(partners != 2, _TWO)
         require(
             partners - self.tolerated >= 2,
             f"secure_aggregation: of {partners} partners at most {max(partners - 2, 0)} may drop "
@@ -71,8 +73,12 @@ class SecureAggregation:
 
 _TWO = (
     "secure_aggregation: with 2 partners the sum shows each of them the other's update, under the "
-    "other's share of the noise alone. Use protection 'local'; or set dropouts = 0 and "
-    "colluders = 0, by which both say that they accept that"
+    "other's share of the noise alone; use protection 'local'"
+)
+_NOBODY = (
+    "secure_aggregation: colluders must be at least 1: every partner reads the model and can take "
+    "its own share of the noise away, so that with 0 it would see the others under less noise than "
+    "is charged"
 )
 
 

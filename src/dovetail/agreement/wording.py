@@ -217,19 +217,14 @@ def _noise(terms: Terms) -> list[str]:
 def _shared(terms: Terms) -> list[str]:
     assumed, partners = terms.secure_aggregation, len(terms.partners)
     assert assumed is not None  # noqa: S101 - the terms have it with this protection
-    stay, weaker = partners - assumed.dropouts, ""
-    if not assumed.colluders:
-        weaker = (
-            " They accept that a partner who takes away its own share of the noise sees the sum of "
-            "the others under less noise than is charged."
-        )
+    stay = partners - assumed.dropouts
     return [
         "Under “distributed” protection the partners share the noise: each adds a part, and masks "
         "what it sends, so that the coordinator sees nothing but the sum of all, with all noise.",
         f"For this the partners trust each other so far: at most {assumed.dropouts:,} of the "
         f"{partners:,} leave before a round has ended, and at most {assumed.colluders:,} tell "
         f"the coordinator or others what they know. With fewer than {stay:,} a round is lost. If "
-        f"more than these collude, they see the others under less noise.{weaker}",
+        f"more than these collude, they see the others under less noise.",
     ]
 
 

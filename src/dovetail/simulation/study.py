@@ -11,6 +11,7 @@ from typing import Literal
 from dovetail.agreement.party import require_name
 from dovetail.agreement.record import positive, require
 from dovetail.agreement.request import LocalOptimizer, ModelSpec, ServerOptimizer, TrainingTask
+from dovetail.agreement.secure_aggregation import SecureAggregation
 from dovetail.errors import SettingError
 
 DataName = Literal["complete_journey", "hillstrom", "synthetic", "own"]
@@ -176,7 +177,7 @@ class StudyPrivacy:
         protection: how the partners' noise is added when they train together; ``distributed`` is
             compared with ``local``.
         dropouts: where they share it, how many may leave a round before its end.
-        colluders: where they share it, how many may pool what they know.
+        colluders: where they share it, how many may pool what they know, >= 1.
         minimum_cohort: fewest training customers with which a partner takes part.
         customers_overlap: whether one person may be a customer of several partners.
     """
@@ -198,6 +199,7 @@ class StudyPrivacy:
             "[privacy]: epsilons must ascend, each once",
         )
         require(0 < self.delta < 1, "[privacy]: delta must lie in (0, 1)")
+        SecureAggregation(self.dropouts, self.colluders)
         require(self.minimum_cohort >= 1, "[privacy]: minimum_cohort must be at least 1")
 
 
