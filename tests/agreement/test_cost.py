@@ -22,3 +22,13 @@ def test_a_person_who_may_be_everywhere_is_charged_for_every_partner() -> None:
     event, cost = sharing_of(SHARED_TASK, agreed).event, cost_of(SHARED_TASK, agreed)
     assert (cost.per_round, cost.count) == (3, 9)
     assert cost.event == replace(event, noise_std=event.noise_std / math.sqrt(3))
+    assert cost.alone() == {event: 3}, "a customer of one partner is in each sum once"
+    assert [list(cost.alone(count).values()) for count in (3, 4, 6)] == [[1], [2], [2]]
+
+
+def test_elsewhere_a_customer_of_one_partner_pays_what_is_charged() -> None:
+    for cost in (
+        cost_of(TASK, terms(customers_overlap=True)),
+        cost_of(SHARED_TASK, sharing_terms()),
+    ):
+        assert cost.alone() == cost.spending

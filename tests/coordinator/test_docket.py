@@ -230,9 +230,10 @@ def test_a_preview_says_what_each_would_say_and_charges_nothing(tmp_path: Path) 
     "said",
     [
         {},
-        {"epsilon": "1.0", "remaining": 2.0},
-        {"epsilon": True, "remaining": 2.0},
-        {"epsilon": 1.0, "remaining": None},
+        {"epsilon": "1.0", "charged": 1.0, "remaining": 2.0},
+        {"epsilon": True, "charged": 1.0, "remaining": 2.0},
+        {"epsilon": 1.0, "remaining": 2.0},
+        {"epsilon": 1.0, "charged": 1.0, "remaining": None},
         [1, 2],
     ],
 )
@@ -258,7 +259,7 @@ def test_a_preview_holds_nothing_but_what_it_should(tmp_path: Path) -> None:
     nodes = Nodes(twist=edited("query.preview", "brand", edit))
     with office(tmp_path, nodes) as one:
         found = one.docket.preview(asked_by(COORDINATOR, nodes.terms))["brand"]
-    assert set(found) == {"refused_by", "text", "needs_approval", "epsilon", "remaining"}
+    assert set(found) == {"refused_by", "text", "needs_approval", "epsilon", "charged", "remaining"}
     assert len(str(found["text"])) == 500
 
 

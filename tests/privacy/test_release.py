@@ -8,6 +8,7 @@ from dovetail.crypto.canonical import canonical_bytes
 from dovetail.errors import PrivacyError
 from dovetail.privacy.accountant import epsilon
 from dovetail.privacy.event import SampledGaussian, SharedGaussian, Spending
+from dovetail.privacy.overlap import joint_parts
 from dovetail.privacy.release import Provenance, Release, release
 
 STEP = SampledGaussian(0.1, 1.0, 2.0)
@@ -26,7 +27,7 @@ def _release(overlap: bool = False) -> Release:
 
 def test_direct_construction_is_refused() -> None:
     with pytest.raises(PrivacyError, match="made by"):
-        Release(_value(), SPENDING, DELTA, {"retailer": 0.0}, 0.0, PROVENANCE)
+        Release(_value(), SPENDING, SPENDING, DELTA, {"retailer": 0.0}, 0.0, PROVENANCE)
 
 
 def test_a_release_is_not_made_out_of_another() -> None:
@@ -69,6 +70,35 @@ def test_sums_that_not_all_took_part_in_are_added_up() -> None:
     assert _joint({SHARED: 30}, {SHARED: 31}) == epsilon({SHARED: 61}, DELTA)
     assert _joint({SHARED: 30}, {STEP: 5}) == epsilon({SHARED: 30, STEP: 5}, DELTA)
     assert _joint({SHARED: 30}, {other: 30}) == epsilon({SHARED: 30, other: 30}, DELTA)
+
+
+def _of_one(alone: dict[str, Spending]) -> Release:
+    part, count = joint_parts(SHARED, 2)
+    charged: dict[str, Spending] = {name: {part: 30 * count} for name in SPENDING}
+    return release(_value(), charged, DELTA, PROVENANCE, customers_overlap=True, alone=alone)
+
+
+def test_a_customer_of_one_partner_pays_less_than_one_of_all() -> None:
+    made = _of_one({name: {SHARED: 30} for name in SPENDING})
+    assert made.epsilon == dict.fromkeys(SPENDING, epsilon({SHARED: 30}, DELTA))
+    assert made.joint_epsilon == epsilon(made.spending["brand"], DELTA) > made.epsilon["brand"]
+    assert made.to_record()["alone"] != made.to_record()["spending"]
+    assert _release().alone == SPENDING
+
+
+@pytest.mark.parametrize(
+    ("alone", "why"),
+    [
+        ({"retailer": {SHARED: 30}}, "for the partners charged"),
+        ({"retailer": {SHARED: 30}, "brand": {}}, "for the partners charged"),
+        ({"retailer": {SHARED: 30}, "brand": {SHARED: 3000}}, "more than was charged"),
+    ],
+)
+def test_what_one_partners_customers_pay_fits_what_was_charged(
+    alone: dict[str, Spending], why: str
+) -> None:
+    with pytest.raises(PrivacyError, match=why):
+        _of_one(alone)
 
 
 def test_the_value_is_a_read_only_copy() -> None:

@@ -19,11 +19,14 @@ class Cost:
         event: what happens again and again.
         per_round: how often in a round.
         rounds: of the job.
+        shared_sum: where :attr:`event` is a part of a sum's cost to somebody who is a customer of
+            every partner, what the whole sum, once a round, costs a customer of one partner.
     """
 
     event: SampledGaussian | SharedGaussian
     per_round: int
     rounds: int
+    shared_sum: SharedGaussian | None = None
 
     @property
     def count(self) -> int:
@@ -34,6 +37,17 @@ class Cost:
     def spending(self) -> Spending:
         """All of it."""
         return {self.event: self.count}
+
+    def alone(self, count: int | None = None) -> Spending:
+        """What a customer of one partner, and of no other, pays: no more than is charged.
+
+        Args:
+            count: how often :attr:`event` was charged; by default for the whole job.
+        """
+        charged = self.count if count is None else count
+        if self.shared_sum is None:
+            return {self.event: charged}
+        return {self.shared_sum: -(-charged // self.per_round)}
 
 
 def cost_of(task: TrainingTask, terms: Terms) -> Cost:
@@ -47,8 +61,9 @@ def cost_of(task: TrainingTask, terms: Terms) -> Cost:
         SchemaError: the task names columns that the terms do not have.
     """
     if task.protection == "distributed":
-        event, parts = sharing_of(task, terms).event, 1
-        if terms.customers_overlap:
-            event, parts = joint_parts(event, len(terms.partners))
-        return Cost(event, parts, task.rounds)
+        event = sharing_of(task, terms).event
+        if not terms.customers_overlap:
+            return Cost(event, 1, task.rounds)
+        part, parts = joint_parts(event, len(terms.partners))
+        return Cost(part, parts, task.rounds, shared_sum=event)
     return Cost(task.event, task.local_steps, task.rounds)

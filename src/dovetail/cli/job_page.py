@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from dovetail.wire.control import ControlClient
 
 
+_COSTS = ("epsilon", "charged", "remaining")
+
+
 def print_jobs(jobs: list[dict[str, Any]]) -> None:
     """Several jobs, in a table."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
@@ -56,15 +59,16 @@ def print_preview(found: dict[str, Any]) -> None:
     console = Console(highlight=False)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column("partner")
-    for heading in ("ε of the job", "ε left before it"):
+    for heading in ("ε of the job", "ε charged", "ε left before it"):
         table.add_column(heading, justify="right")
     table.add_column("would say")
     for name, said in found["partners"].items():
-        costs = [f"{said[key]:.3f}" if key in said else "–" for key in ("epsilon", "remaining")]
+        costs = [f"{said[key]:.3f}" if key in said else "–" for key in _COSTS]
         table.add_row(name, *costs, _verdict(said))
     console.print(table)
     whom = "who is a customer of all of them" if found["customers_overlap"] else "of any of them"
     console.print(
+        "The ε of the job is that of a customer of that partner alone. "
         f"Against everybody together: ε = {found['joint_epsilon']:.3f} for a customer {whom}, at "
         f"δ = {found['delta']:g}.",
         markup=False,

@@ -65,7 +65,7 @@ def ask_previews(
     """What each partner would say to a request, by its name.
 
     Each answer holds ``refused_by``, ``text``, ``needs_approval``, and where the node could be
-    asked ``epsilon`` and ``remaining``.
+    asked ``epsilon``, ``charged`` and ``remaining``.
     """
     record = request_record(signed)
     messages = [actions.preview_message(node, record) for node in sorted(nodes)]
@@ -89,7 +89,7 @@ def _why(error: PolicyError) -> str:
 def _preview(record: Record) -> Record:
     """A node's preview, in the form that it should have."""
     texts = {name: readable(str(record.get(name, ""))) for name in ("refused_by", "text")}
-    numbers = {name: _cost(record.get(name)) for name in ("epsilon", "remaining")}
+    numbers = {name: _cost(record.get(name)) for name in ("epsilon", "charged", "remaining")}
     return {**texts, "needs_approval": record.get("needs_approval") is True, **numbers}
 
 

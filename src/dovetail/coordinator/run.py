@@ -404,9 +404,10 @@ class Run:
         task: TrainingTask = self.signed.request.task
         if not self.job.rounds_done:
             raise TooManyDropouts("no round was finished, so there is nothing to release")
+        cost, partners = cost_of(task, self.terms), self.partners.values()
         return release(
             arrays,
-            {partner: cost_of(task, self.terms).spending for partner in self.partners.values()},
+            dict.fromkeys(partners, cost.spending),
             self.terms.budget.delta,
             Provenance(
                 job=self.signed.request.job,
@@ -415,6 +416,7 @@ class Run:
                 rounds=self.job.rounds_done,
             ),
             customers_overlap=self.terms.customers_overlap,
+            alone=dict.fromkeys(partners, cost.alone()),
         )
 
     def _move(self, state: State, reason: str = "") -> None:

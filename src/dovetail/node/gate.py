@@ -41,8 +41,11 @@ class Preview:
         refused_by: the rule that would refuse it; empty where none would.
         text: why, where it would.
         needs_approval: whether a person would have to say yes.
-        epsilon: of the job alone, at the budget's δ; an upper bound where a rule refuses it that
-            is not about cost.
+        epsilon: of the job alone, at the budget's δ, for somebody who is a customer of this partner
+            only; an upper bound where a rule refuses it that is not about cost.
+        charged: ε of what the ledger would be charged: for somebody who is a customer of every
+            partner, where the terms say that there may be such and the noise is shared; else the
+            same.
         remaining: of the period's budget, before the job.
     """
 
@@ -50,6 +53,7 @@ class Preview:
     text: str
     needs_approval: bool
     epsilon: float
+    charged: float
     remaining: float
 
 
@@ -117,7 +121,9 @@ class Gate:
         within = refused_by in ("", *COST_RULES)
         epsilon_of = accountant.epsilon if within else accountant.epsilon_rdp
         try:
-            epsilon = epsilon_of(cost_of(task, self._terms).spending, self._terms.budget.delta)
+            cost, delta = cost_of(task, self._terms), self._terms.budget.delta
+            epsilon = epsilon_of(cost.alone(), delta)
+            charged = epsilon_of(cost.spending, delta) if cost.shared_sum else epsilon
         except PrivacyError as error:
             raise PolicyError("epsilon", str(error)) from None
         except (SettingError, SchemaError):  # it has no cost; some rule has refused it already
@@ -127,6 +133,7 @@ class Gate:
             text=text,
             needs_approval=needs_approval(self._terms, self._policy),
             epsilon=epsilon,
+            charged=charged,
             remaining=ledger.remaining(self._clock()),
         )
 

@@ -45,7 +45,9 @@ class Release:
         value: read-only arrays by name.
         spending: what each partner's customers were charged for it, by partner.
         delta: the δ at which ``epsilon`` is stated.
-        epsilon: of each partner's customers, against everyone, for this release.
+        alone: what somebody pays who is a customer of that partner only, by partner: the same,
+            where the charge does not also cover what the person is at other partners.
+        epsilon: of each partner's customers alone, against everyone, for this release.
         joint_epsilon: of a person who may be a customer of every partner; the largest of
             ``epsilon`` where nobody is a customer of two.
         provenance: where it comes from.
@@ -54,6 +56,7 @@ class Release:
 
     value: Arrays
     spending: Mapping[str, Spending]
+    alone: Mapping[str, Spending]
     delta: float
     epsilon: Mapping[str, float]
     joint_epsilon: float
@@ -71,10 +74,8 @@ class Release:
             "delta": self.delta,
             "epsilon": dict(self.epsilon),
             "joint_epsilon": self.joint_epsilon,
-            "spending": {
-                partner: [{**to_record(event), "count": n} for event, n in spent.items()]
-                for partner, spent in self.spending.items()
-            },
+            "spending": _records(self.spending),
+            "alone": _records(self.alone),
             **vars(self.provenance),
         }
 
@@ -89,6 +90,7 @@ def release(
     provenance: Provenance,
     *,
     customers_overlap: bool,
+    alone: Mapping[str, Spending] | None = None,
     error_bars: Arrays | None = None,
 ) -> Release:
     """States what a value cost and lets it out.
@@ -101,16 +103,20 @@ def release(
         customers_overlap: whether one person may be a customer of several partners; then all
             partners' events compose for that person. Events with shared noise are then those of
             ``privacy.overlap``, calibrated to what all partners do together.
+        alone: what somebody pays who is a customer of one partner only, by partner; ``None``
+            where that is what was charged.
         error_bars: standard error of each value, of the same names and shapes.
 
     Raises:
-        PrivacyError: no partner, a partner that was charged nothing, nothing to release, a value
+        PrivacyError: no partner, another set of partners in ``alone``, or more paid there than was
+            charged, a partner that was charged nothing, nothing to release, a value
             or error bar that is not finite, error bars of another shape, or a δ outside (0, 1).
 
     Guarantees:
         ``epsilon`` and ``joint_epsilon`` are computed here from the events, by
         ``privacy.accountant``; nobody can state them. They hold if ``value`` is computed from the
-        noised sums of these events and from public data alone. Noise is taken to be independent
+        noised sums of these events and from public data alone, and ``epsilon`` if ``alone`` is
+        what these sums are to a customer of one partner. Noise is taken to be independent
         per partner, except in a :class:`SharedGaussian`, which is one event for all: where all
         partners were charged the same of them, as often, they count once. Where they were not,
         some partner took part in a sum without the others, nothing says in which, and all are
@@ -118,17 +124,28 @@ def release(
     """
     if not spending or not all(sum(spent.values()) > 0 for spent in spending.values()):
         raise PrivacyError("a release needs partners, each of which was charged for it")
+    paid = spending if alone is None else alone
+    if paid.keys() != spending.keys() or not all(
+        sum(spent.values()) > 0 for spent in paid.values()
+    ):
+        raise PrivacyError("what one partner's customers pay is stated for the partners charged")
     if not value:
         raise PrivacyError("there is nothing to release")
     if error_bars is not None and _shapes(error_bars) != _shapes(value):
         raise PrivacyError("error bars must have the names and shapes of the value")
-    epsilon = {p: accountant.epsilon(spent, delta) for p, spent in spending.items()}
-    joint = max(epsilon.values())
+    charged = {p: accountant.epsilon(spent, delta) for p, spent in spending.items()}
+    epsilon = charged
+    if alone is not None:
+        epsilon = {p: accountant.epsilon(spent, delta) for p, spent in alone.items()}
+        if any(epsilon[p] > charged[p] for p in epsilon):
+            raise PrivacyError("a customer of one partner cannot pay more than was charged")
+    joint = max(charged.values())
     if customers_overlap and len(spending) > 1:
         joint = accountant.epsilon(_together(spending), delta)
     return Release(
         value=_frozen(value),
         spending={partner: dict(spent) for partner, spent in spending.items()},
+        alone={partner: dict(spent) for partner, spent in paid.items()},
         delta=delta,
         epsilon=epsilon,
         joint_epsilon=joint,
@@ -150,6 +167,13 @@ def _together(spending: Mapping[str, Spending]) -> Spending:
 
 def _shared(spent: Spending) -> Spending:
     return {e: n for e, n in spent.items() if isinstance(e, SharedGaussian) and n}
+
+
+def _records(spending: Mapping[str, Spending]) -> dict[str, list[dict[str, str | float]]]:
+    return {
+        partner: [{**to_record(event), "count": n} for event, n in spent.items()]
+        for partner, spent in spending.items()
+    }
 
 
 def _shapes(arrays: Arrays) -> dict[str, tuple[int, ...]]:

@@ -84,13 +84,15 @@ class ModelCard:
             require(count >= 1, "card: charged must be at least 1 for each partner")
 
     def epsilon(self, partner: str) -> float:
-        """ε of this job for one customer of this partner, at the budget's δ."""
-        return self._epsilon(self.charged[partner])
+        """ε of this job for a customer of this partner and no other, at the budget's δ."""
+        paid = cost_of(self.request.task, self.terms).alone(self.charged[partner])
+        return accountant.epsilon(paid, self.terms.budget.delta)
 
     def joint_epsilon(self) -> float:
         """ε of this job for a person who may be a customer of every partner, at the budget's δ.
 
-        Where the terms say that nobody is a customer of two, the largest of the partners'.
+        Where the noise is shared that is what each partner was charged. Where the terms say that
+        nobody is a customer of two, the largest of the partners'.
         """
         counts = self.charged.values()
         adds_up = self.terms.customers_overlap and self.request.task.protection != "distributed"
@@ -212,18 +214,47 @@ def page(card: ModelCard) -> str:
 
 def _model_lines(card: ModelCard) -> list[str]:
     task = card.request.task
+    server = f"server optimiser {task.server_optimizer}"
     hidden = f" with hidden layers of {', '.join(map(str, task.model.hidden))} units"
     shape = hidden if task.model.hidden else ""
     return [
         f"- {task.model.family}{shape}; protection `{task.protection}`",
-        f"- {task.rounds} rounds of {task.local_steps} steps, server optimiser "
-        f"{task.server_optimizer}",
-        f"- each step: {card.terms.schema.unit}s sampled with probability {task.sampling_prob:g}, "
-        f"the summed gradient of each clipped to {task.l2_clip_norm:g}, noise multiplier "
-        f"{task.noise_multiplier:g}; weight of positive rows {task.positive_weight:g}",
+        f"- {task.rounds} rounds of {task.local_steps} steps, {server}",
+        f"- {_bounded(card)}; weight of positive rows {task.positive_weight:g}",
+        *_assumed(card),
         f"- request `{requests.digest(card.request)}`",
         f"- terms `{agreed.digest(card.terms)}`",
         f"- arrays: `{ARRAYS_FILE}`, whose SHA-256 stands in `{CARD_FILE}`",
+    ]
+
+
+def _bounded(card: ModelCard) -> str:
+    """What is clipped and noised, and what one customer moves of it."""
+    task, unit = card.request.task, card.terms.schema.unit
+    clip, noise = f"{task.l2_clip_norm:g}", f"noise multiplier {task.noise_multiplier:g}"
+    if task.protection == "distributed" and task.local_steps > 1:
+        return (
+            f"each round: each partner's update over all its steps clipped to {clip} as a whole, "
+            f"no {unit}'s gradient by itself; one {unit} moves the sum of all by up to twice that, "
+            f"and counts as taking part in every round; {noise}, in clip norms: half as much for "
+            f"what one {unit} moves"
+        )
+    return (
+        f"each step: {unit}s sampled with probability {task.sampling_prob:g}, the summed gradient "
+        f"of each clipped to {clip}, {noise}"
+    )
+
+
+def _assumed(card: ModelCard) -> list[str]:
+    """Where the noise is shared, on how many partners the guarantee rests, in words."""
+    assumed = card.terms.secure_aggregation
+    if card.request.task.protection != "distributed" or assumed is None:
+        return []
+    partners = len(card.terms.partners)
+    return [
+        f"- shared noise: of {partners} partners at most {assumed.dropouts} leave a round before "
+        f"its end, and at most {assumed.colluders} tell others what they know; the noise of the "
+        f"other {partners - assumed.tolerated} is all that ε counts",
     ]
 
 
