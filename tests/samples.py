@@ -110,8 +110,8 @@ def terms(**changes: Any) -> Terms:
 
 
 def customers() -> dict[str, MemoryCustomers]:
-    """Each partner's customers, a few more or fewer than declared; and a fourth one's."""
-    sizes = {"retailer": 304, "platform": 197, "brand": 102, "cinema": 148}
+    """Each partner's customers, a few more or fewer than declared."""
+    sizes = {"retailer": 304, "platform": 197, "brand": 102}
     return {name: MemoryCustomers(n, seed) for seed, (name, n) in enumerate(sizes.items())}
 
 
@@ -128,3 +128,8 @@ def tolerant_terms(**changes: Any) -> Terms:
     fourth = identities.partner("cinema", "cinema", 150, first.first_day, first.last_day)
     partners = (*agreed.partners, fourth)
     return replace(agreed, **{"partners": partners, "secure_aggregation": ONE_EACH, **changes})
+
+
+def customers_of_four() -> dict[str, MemoryCustomers]:
+    """Those of :func:`customers`, and of the fourth partner of :func:`tolerant_terms`."""
+    return {**customers(), "cinema": MemoryCustomers(148, 3)}

@@ -34,7 +34,7 @@ from dovetail.store.ledger import LedgerStore
 from dovetail.wire.channel import Answer
 from dovetail.wire.memory import Handler, MemoryChannel
 from dovetail.wire.payload import Payload
-from tests.samples import MemoryCustomers, customers, terms
+from tests.samples import MemoryCustomers, customers_of_four, terms
 
 NAMES = ("retailer", "platform", "brand")
 PARTNERS = {node_number(name): name for name in NAMES}
@@ -88,7 +88,7 @@ class Nodes:
     kept: dict[str, list[Record]] = field(init=False)
 
     def __post_init__(self) -> None:
-        rows = customers()
+        rows = customers_of_four()
         self.names = tuple(partner.name for partner in self.terms.partners)
         self.partners = {node_number(name): name for name in self.names}
         self.kept = {name: [] for name in self.names}
@@ -147,7 +147,7 @@ class Nodes:
 
     def restart(self, name: str) -> None:
         """A partner's node begins anew, with the ledger that it has."""
-        self._handlers[node_number(name)] = self._handler(name, customers()[name])
+        self._handlers[node_number(name)] = self._handler(name, customers_of_four()[name])
         self._channel = MemoryChannel(self._handlers)
 
     def rounds_sent(self, name: str) -> list[int]:

@@ -20,6 +20,7 @@ from dovetail.coordinator.run import Run
 from dovetail.errors import LocalProtocolError, TooManyDropouts, TransportError
 from dovetail.flower import codec
 from dovetail.node.aggregating import Aggregating
+from dovetail.privacy import accountant
 from dovetail.secagg.messages import KEY_ADVERT
 from dovetail.simulation.identities import asked, signing_key
 from dovetail.wire.channel import Answer
@@ -285,6 +286,16 @@ def test_local_protection_goes_on_beside_it() -> None:
     nodes = Nodes(terms=sharing_terms(), twist=as_it_came)
     run_over(nodes, TASK).run()
     assert nodes.told("query.aggregate.advertise_keys") == []
+
+
+def test_where_customers_overlap_both_kinds_of_customer_are_told_theirs() -> None:
+    agreed = sharing_terms(customers_overlap=True)
+    nodes = Nodes(terms=agreed)
+    release, cost = run_over(nodes).run(), cost_of(SHARED_TASK, agreed)
+    assert charges(nodes) == {name: [9] for name in NAMES}, "what is charged is the joint cost"
+    assert dict(release.spending) == nodes.charged()
+    assert release.epsilon["brand"] == accountant.epsilon(cost.alone(), 1e-3)
+    assert release.joint_epsilon == accountant.epsilon(cost.spending, 1e-3)
 
 
 def test_nodes_under_different_terms_do_not_add_up() -> None:

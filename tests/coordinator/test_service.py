@@ -15,6 +15,7 @@ import pytest
 
 from dovetail import errors
 from dovetail.agreement import terms as agreed
+from dovetail.agreement.cost import cost_of
 from dovetail.agreement.request import Request
 from dovetail.agreement.signing import (
     PREVIEW,
@@ -46,7 +47,7 @@ from tests.coordinator.office import (
     with_analyst,
 )
 from tests.coordinator.test_parties import fresh_keyring, invited
-from tests.samples import TASK, terms
+from tests.samples import SHARED_TASK, TASK, sharing_terms, terms
 
 BAD = json.loads((Path(__file__).parents[1] / "vectors" / "control.json").read_text())["bad"]
 TERMS = with_analyst()
@@ -127,6 +128,17 @@ def test_where_customers_overlap_a_preview_adds_all_partners_up(
     joint = accountant.epsilon({TASK.event: 3 * TASK.steps}, 1e-3)
     assert found["joint_epsilon"] == pytest.approx(joint)
     assert found["customers_overlap"] is True
+
+
+def test_where_they_share_noise_too_it_states_what_one_partners_customer_pays(
+    open_desk: Callable[..., Desk],
+) -> None:
+    shared = sharing_terms(analysts=with_analyst().analysts, customers_overlap=True)
+    desk, asked = open_desk(Nodes(shared)), Request("job-1", SHARED_TASK)
+    found = desk.call("Preview", signed=request_record(asked_by(ANALYST, shared, asked)))
+    cost, said = cost_of(SHARED_TASK, shared), found["partners"]["brand"]
+    assert said["epsilon"] == pytest.approx(accountant.epsilon(cost.alone(), 1e-3))
+    assert said["charged"] == found["joint_epsilon"] > said["epsilon"]
 
 
 @pytest.mark.parametrize("noise", [1e-3, 0.2])

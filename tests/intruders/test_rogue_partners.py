@@ -352,7 +352,7 @@ def preview_with(**changes: Any) -> Callable[[str, Message], Message]:
     return twist
 
 
-@pytest.mark.parametrize("name", ["epsilon", "remaining"])
+@pytest.mark.parametrize("name", ["epsilon", "charged", "remaining"])
 @pytest.mark.parametrize(
     "value",
     [float("nan"), float("inf"), -float("inf"), -1.0, 10**400, -(10**400), True, None, "1", [1.0]],

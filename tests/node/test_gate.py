@@ -259,7 +259,7 @@ def test_a_preview_charges_nothing_and_says_what_is_left(ledger: LedgerStore, cl
     one = gate(ledger, clock)
     epsilon = accountant.epsilon({TASK.event: TASK.steps}, TERMS.budget.delta)
     before = one.preview(asked(REQUEST, TERMS))
-    assert before.epsilon == pytest.approx(epsilon)
+    assert before.epsilon == before.charged == pytest.approx(epsilon)
     assert before.remaining == pytest.approx(TERMS.budget.epsilon)
     one.admit(asked(REQUEST, TERMS))
     after = one.preview(asked(Request("job-2", TASK), TERMS))
