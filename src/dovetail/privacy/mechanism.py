@@ -19,7 +19,8 @@ What is left:
   ``agreement.policy`` refuses tasks that are expected to sample more than 10⁵.
 
 What is summed over nodes before anybody sees it is whole numbers, and so is its noise, of which
-each node adds a share (:func:`add_noise_share`): nothing of the above applies there.
+each node adds a share (:func:`add_noise_share`): nothing of the above applies there, and what
+rounding does to a node's part before it is whole is counted (``agreement.rounding``).
 
 ``tests/privacy/test_mechanism.py`` keeps the grid; ``benchmarks/noise.py`` prints its price.
 """
