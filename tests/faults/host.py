@@ -1,21 +1,20 @@
 """Starts parties' processes quickly, by forking them from one that has imported everything.
 
 What is forked is a process like any other: it has its own number, files and connections, can be
-killed, and runs the same command. Only the seconds in which Python imports libraries are saved;
-the workers of nodes are fresh interpreters as ever.
+killed, and runs the same command. Only the seconds in which Python imports libraries are saved.
+The workers of nodes are forked too, by :mod:`tests.faults.nursery`.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
-import select
 import signal
 import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -23,6 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from dovetail.simulation.federation import COORDINATOR
+from tests.faults.nursery import Handle, Nursery, being
 from tests.faults.process import ROOT, Setting, run
 
 _MAIN = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.faults.host import main; main()"
@@ -70,37 +71,15 @@ class Host:
         self._process.communicate()
 
 
-class Forked(subprocess.Popen[bytes]):
+class Forked(Handle):
     """A forked process, as what a :class:`~dovetail.simulation.federation.Federation` holds."""
 
     def __init__(self, host: Host, pid: int) -> None:
+        super().__init__(pid, os.pidfd_open(pid))
         self._host = host
-        self._handle = os.pidfd_open(pid)
-        self.pid = pid
-        self.args = ()
-        self.returncode: int | None = None
 
-    def poll(self) -> int | None:
-        with suppress(subprocess.TimeoutExpired):
-            return self.wait(0)
-        return None
-
-    def wait(self, timeout: float | None = None) -> int:
-        if self.returncode is None:
-            waiting = select.poll()
-            waiting.register(self._handle, select.POLLIN)
-            if not waiting.poll(None if timeout is None else timeout * 1000):
-                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
-            self.returncode = int(self._host.ask(reap=self.pid))
-            os.close(self._handle)
-        return self.returncode
-
-    def send_signal(self, sig: int) -> None:
-        if self.returncode is None:
-            signal.pidfd_send_signal(self._handle, sig)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
+    def _reaped(self) -> int:
+        return int(self._host.ask(reap=self.pid))
 
 
 def main() -> None:
@@ -126,18 +105,13 @@ def _fork(told: dict[str, Any]) -> int:
     child = os.fork()
     if child:
         return child
-    code = 1
-    try:
+    with being():
         _take_files(told["log"])
         random.seed()
+        if told["start"] != COORDINATOR:
+            Nursery().start_workers()
         run(told["start"], Setting(**told["setting"]), told["arguments"])
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else 1
-    except BaseException:  # noqa: BLE001 - told in the log, as an interpreter does
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
+    raise AssertionError
 
 
 def _take_files(log: str) -> None:
@@ -153,4 +127,8 @@ def _import_everything() -> None:
     import dovetail.cli.unlock
     import dovetail.coordinator.app
     import dovetail.flower.engine
-    import dovetail.node.attending  # noqa: F401
+    import dovetail.node.attending
+    import dovetail.node.worker_process  # noqa: F401
+
+    gc.collect()
+    gc.freeze()  # a child that collects leaves the pages of what was imported alone

@@ -164,7 +164,7 @@ class Trial(Federation):
         found: list[int] = []
 
         def living() -> bool:
-            found[:] = children(self.processes[partner].pid)
+            found[:] = self._workers(partner)
             return bool(found)
 
         eventually(living)
@@ -172,7 +172,13 @@ class Trial(Federation):
 
     def has_worker(self, partner: str) -> bool:
         """Whether a node has one now; it replaces a dead one when it is next asked for a round."""
-        return bool(children(self.processes[partner].pid))
+        return bool(self._workers(partner))
+
+    def _workers(self, partner: str) -> list[int]:
+        own = children(self.processes[partner].pid)
+        if self._host is None:
+            return own
+        return [worker for nursery in own for worker in children(nursery)]
 
     def kill_worker(self, partner: str) -> None:
         """Kills a node's worker and waits until it is dead."""

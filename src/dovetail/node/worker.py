@@ -203,14 +203,7 @@ class _Process:
         self._pipe, theirs = socket.socketpair()
         self._reason: Reason = _DIED
         with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - this interpreter
-                [sys.executable, "-P", "-c", _COMMAND.format(theirs.fileno())],
-                env=_environment(threads),
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for the node
-            )
+            self._process = _started(theirs.fileno(), threads)
 
     @property
     def alive(self) -> bool:
@@ -266,6 +259,17 @@ class _Process:
             if _resident_mb(self._process.pid) > memory_mb:
                 self.kill(_TOO_LARGE)
                 break
+
+
+def _started(descriptor: int, threads: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 - this interpreter
+        [sys.executable, "-P", "-c", _COMMAND.format(descriptor)],
+        env=_environment(threads),
+        pass_fds=[descriptor],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for the node
+    )
 
 
 def _name_of(function: Callable[..., Any]) -> str:
