@@ -156,7 +156,7 @@ def test_a_worker_killed_between_rounds_is_replaced(tmp_path: Path) -> None:
         contribute(worker, number)
         return pid_in(tmp_path)
 
-    with Worker(tmp_path, DECLARED, WorkerLimits(), strange_runners.exact) as worker:
+    with Worker(tmp_path, DECLARED, WorkerLimits(), strange_runners.idle) as worker:
         first = pid_of_a_round(1)
         assert pid_of_a_round(2) == first
         os.kill(first, signal.SIGKILL)

@@ -36,7 +36,7 @@ from dovetail.privacy.discrete_gaussian import DiscreteSampler
 from dovetail.schema import Schema
 from dovetail.store.admissions import Admissions
 from dovetail.store.ledger import LedgerStore
-from dovetail.training.round_result import SUM, RoundResult
+from dovetail.training.round_result import RoundResult
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 Keep = Callable[[Record, Arrays], None]

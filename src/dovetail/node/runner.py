@@ -16,7 +16,7 @@ from dovetail.schema import Schema
 from dovetail.training.batch import Batch, Customers
 from dovetail.training.contribution import contribution
 from dovetail.training.dp_sgd import train_round
-from dovetail.training.round_result import SUM, RoundResult
+from dovetail.training.round_result import RoundResult
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 Dice = Callable[[str, int], SecureSampler]

@@ -13,23 +13,28 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dovetail.agreement import request as requests
-from dovetail.data.arrays import CustomerArrays
 from dovetail.errors import DovetailError
 from dovetail.node.pipe import Arrays, Named, receive, send
-from dovetail.node.runner import Runner, fresh_dice
 
-OpenRunner = Callable[[Path, int], Runner]
+if TYPE_CHECKING:
+    from dovetail.node.app import Contributor
+
+OpenRunner = Callable[[Path, int], "Contributor"]
 """Makes the runner from the folder of prepared customers and the declared number of customers."""
 
 _NICENESS = 5  # the node's own heartbeats come first
 
 
-def open_runner(arrays: Path, declared_customers: int) -> Runner:
+def open_runner(arrays: Path, declared_customers: int) -> Contributor:
     """The runner of a production node: every round draws a fresh key of the operating system."""
+    from dovetail.data.arrays import CustomerArrays  # first, for a bad folder needs no torch
+
     customers = CustomerArrays.open(arrays)
+    from dovetail.node.runner import Runner, fresh_dice  # brings torch
+
     return Runner(customers, customers.schema, declared_customers, fresh_dice)
 
 
@@ -68,13 +73,13 @@ def _leave_with_the_node(descriptor: int) -> None:
     os._exit(0)
 
 
-def _opened(start: dict[str, Any]) -> Runner:
+def _opened(start: dict[str, Any]) -> Contributor:
     make: OpenRunner = pkgutil.resolve_name(start["open"])
     return make(Path(start["arrays"]), start["declared_customers"])
 
 
 def _round(
-    runner: Runner, head: dict[str, Any], groups: list[Named]
+    runner: Contributor, head: dict[str, Any], groups: list[Named]
 ) -> tuple[dict[str, Any], list[Arrays]]:
     try:
         request = requests.from_record(head["request"])

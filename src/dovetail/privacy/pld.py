@@ -16,12 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from dp_accounting import NeighboringRelation
-from dp_accounting.pld import privacy_loss_distribution
-
 from dovetail.privacy.history import History, Step
-
-NEIGHBOURING = NeighboringRelation.ADD_OR_REMOVE_ONE
 
 _RELATIVE_ERROR = 1e-3
 _ABSOLUTE_ERROR = 5e-4
@@ -108,12 +103,15 @@ def _repeated(step: Step, count: int, cell: float) -> Any:
 
 @lru_cache(maxsize=32)
 def _one_step(step: Step, cell: float) -> Any:
+    from dp_accounting import NeighboringRelation  # a second; often the Rényi bound is enough
+    from dp_accounting.pld import privacy_loss_distribution
+
     multiplier, prob = step
     return privacy_loss_distribution.from_gaussian_mechanism(
         multiplier,
         value_discretization_interval=cell,
         sampling_prob=prob,
-        neighboring_relation=NEIGHBOURING,
+        neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE,
     )
 
 
