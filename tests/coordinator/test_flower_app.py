@@ -13,7 +13,7 @@ from dovetail.agreement.job_file import JobFile
 from dovetail.agreement.request import Request
 from dovetail.coordinator import flower_app
 from dovetail.crypto.keyring import load_keyring
-from dovetail.errors import AgreementError, PolicyError, RemoteProtocolError
+from dovetail.errors import AgreementError, PolicyError, RemoteProtocolError, SettingError
 from dovetail.flower.actions import node_app
 from dovetail.flower.client import answer, new_context
 from dovetail.node.app import Node
@@ -24,7 +24,7 @@ from dovetail.store.ledger import LedgerStore
 from dovetail.store.model import load_model
 from dovetail.wire.memory import Handler, MemoryChannel
 from tests.coordinator.nodes import now
-from tests.samples import TASK, customers, terms
+from tests.samples import SHARED_TASK, TASK, customers, terms
 
 JOB = JobFile(Request("job-1", TASK), quorum=0, deadline=60.0)
 NUMBERS = {2**63 + 7: "brand", 5: "retailer", 77: "platform"}
@@ -89,6 +89,18 @@ def test_where_one_refuses_nothing_stays_reserved(
         flower_app.run_job(MemoryChannel(handlers), federation.home(COORDINATOR), lambda _: JOB)
     assert refused.value.rule == "cohort"
     assert not any(ledger.refresh().spending() for ledger in ledgers.values())
+
+
+def test_noise_is_not_shared_here_and_nobody_is_asked(
+    federation: Federation, ledgers: dict[str, LedgerStore]
+) -> None:
+    """A SuperNode plays each message in a new process, which has no keys of the one before."""
+    asked: list[object] = []
+    job = JobFile(Request("job-1", SHARED_TASK), quorum=0, deadline=60.0)
+    channel = MemoryChannel(dict.fromkeys(NUMBERS, asked.append))  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="'distributed' does not work on Flower's engines"):
+        flower_app.run_job(channel, federation.home(COORDINATOR), lambda _: job)
+    assert not asked
 
 
 def test_terms_that_not_all_signed_are_not_used(

@@ -6,6 +6,8 @@ in that folder. Private keys that are encrypted need ``DOVETAIL_PASSPHRASE``. Wh
 in ``releases/`` afterwards.
 
 Nothing here is durable: a run that dies is over, and what it cost the partners stays charged.
+Protection ``distributed`` is refused: a SuperNode starts a new process for each message, and a
+node's keys of a shared sum are never kept outside of one.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 from dovetail.agreement import terms as agreed
 from dovetail.agreement.files import read_signed
 from dovetail.agreement.job_file import JobFile, read_job
+from dovetail.agreement.request import Request
 from dovetail.agreement.signing import (
     SignedRequest,
     request_record,
@@ -59,11 +62,13 @@ def run_job(channel: Channel, folder: Path, job_under: Callable[[Terms], JobFile
         job_under: what is asked, under the terms in force.
 
     Raises:
+        SettingError: the job's noise is shared; nobody was asked.
         DovetailError: the job did not begin, or failed; says why.
     """
     keyring = load_keyring(folder / "keys", os.environ.get(PASSPHRASE, "").encode() or None)
     terms = _in_force(folder, keyring)
     job = job_under(terms)
+    _require_own_sums(job.request)
     signed = sign_request(job.request, agreed.digest(terms), keyring.name, keyring.signing)
     run = Run(
         signed,
@@ -79,6 +84,14 @@ def run_job(channel: Channel, folder: Path, job_under: Callable[[Terms], JobFile
     place = folder / "releases" / job.request.job
     save_model(place, released, _card(signed, terms, released))
     return released
+
+
+def _require_own_sums(request: Request) -> None:
+    if request.task.protection == "distributed":
+        raise SettingError(
+            "protection 'distributed' does not work on Flower's engines, whose processes forget "
+            "a node's keys between messages; use 'local', or Dovetail's own coordinator"
+        )
 
 
 def _in_force(folder: Path, keyring: Keyring) -> Terms:
