@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +21,7 @@ from dovetail.errors import (
     TooManyDropouts,
     TransportError,
 )
+from dovetail.flower.actions import CLOSE
 from dovetail.privacy.event import to_record
 from dovetail.simulation.identities import asked
 from dovetail.simulation.world import World
@@ -132,6 +135,25 @@ def test_a_refused_job_says_who_and_which_rule() -> None:
     assert all(name in run.job.reason for name in NAMES)
     assert {event.partner for event in events[:-1]} == set(NAMES)
     assert (events[-1].partner, events[-1].kind) == ("", "refused")
+    assert nodes.charged() == NOTHING
+
+
+def test_who_permitted_a_refused_job_gives_its_budget_back_before_another_has_its_turn() -> None:
+    closed: list[str] = []
+
+    @contextmanager
+    def turn() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            closed.extend(nodes.told(CLOSE))
+
+    nodes = Nodes(decisions={"platform": "refused"})
+    run = run_over(nodes, turn=turn, wait=nodes.wait)
+    with pytest.raises(PolicyError, match="platform refused"):
+        run.run()
+    assert sorted(closed) == sorted(NAMES)
+    assert nodes.told(CLOSE) == closed, "nobody is told twice"
     assert nodes.charged() == NOTHING
 
 

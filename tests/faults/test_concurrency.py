@@ -72,8 +72,13 @@ def test_the_last_of_a_budget_goes_to_exactly_one(trial: Trial) -> None:
         assert sum(job.charged for job in spent.values()) == FITS * CHEAP.steps
 
 
-@pytest.mark.long  # on a busy machine a job may be refused before another has given its rest back
+@pytest.mark.long
 def test_of_many_at_once_as_many_get_it_as_the_budget_has_room_for(trial: Trial) -> None:
+    """Exactly as many, as long as every partner answers in the time that one turn may take.
+
+    One job at a time asks for permits, and what a refused one had reserved is given back in the
+    same turn: of jobs that end released, none is refused for the sake of one that is refused.
+    """
     asked = [(name, request(f"{name}-{i}")) for i in range(FITS) for name in ANALYSTS]
     ended = at_once(trial, asked)
     trial.until_settled()

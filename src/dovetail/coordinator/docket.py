@@ -96,6 +96,7 @@ class Docket:
         self._trusted, self._channel, self._wait = trusted, channel, wait
         self._clock, self._tell = clock, tell
         self._lock, self._asking = threading.Lock(), threading.Lock()
+        self._turns = 0  # that have ended
         self._running: dict[str, _Running] = {}
         self._suspended = threading.Event()
         self._told_again_at: dict[tuple[str, str], float] = {}
@@ -330,12 +331,22 @@ class Docket:
         Of two that want the last of a budget, one is then the first at every partner, and gets it;
         else each could be the first somewhere, and neither would.
         """
-        taken = self._asking.acquire(timeout=_LONGEST_TURN)
+        taken = self._taken_turn()
         try:
             yield
         finally:
             if taken:
+                self._turns += 1
                 self._asking.release()
+
+    def _taken_turn(self) -> bool:
+        """Waits for any number of turns, and for none of them longer than it may take."""
+        while True:
+            turns = self._turns
+            if self._asking.acquire(timeout=_LONGEST_TURN):
+                return True
+            if turns == self._turns:
+                return False
 
     def _noticing(self) -> Callable[[float], None]:
         """Waits for one job, which misses no change between two of its waits."""

@@ -195,31 +195,42 @@ class Run:
             if not self.job.ended:
                 self._move(State.FAILED, str(error))
                 self._tell("failed", text=str(error))
-            self._settle()
+            if self.job.state is not State.REFUSED:  # of that they know already
+                self._settle()
             raise
         except Exception:
-            self._move(State.FAILED, "internal error at the coordinator")
-            self._tell("failed", text="internal error at the coordinator")
-            self._settle()
+            self._break_off(State.FAILED, "internal error at the coordinator")
             raise
         except KeyboardInterrupt:
-            self._move(State.CANCELLED, "stopped by its operator")
-            self._settle()
+            self._break_off(State.CANCELLED, "stopped by its operator")
             raise
         self._move(State.RELEASED)
         self._tell("released")
         self._settle(released)
         return released
 
+    def _break_off(self, state: State, reason: str) -> None:
+        """Ends a job unless it has ended."""
+        if self.job.ended:
+            return
+        self._move(state, reason)
+        if state is State.FAILED:
+            self._tell("failed", text=reason)
+        self._settle()
+
     def _propose(self) -> None:
-        """Asks every partner's permit; the job starts only with all of them."""
+        """Asks every partner's permit; the job starts only with all of them.
+
+        Where one refuses, the others let go what they reserved before another job has its turn:
+        it would be refused for the sake of a job that does not take place.
+        """
         waiting, began = set(self.partners), time.monotonic()
         until = began + self.deadline
         while waiting:
             with self.turn():
                 refusals = self._ask_permits(waiting)
-            if refusals:
-                self._refuse(refusals)
+                if refusals:
+                    self._refuse(refusals)
             if self._awaited:
                 until = max(until, began + APPROVAL_SECONDS)
             if waiting and not self._wait_until(until):
@@ -271,6 +282,7 @@ class Run:
         if isinstance(first, PolicyError):
             self._move(State.REFUSED, reason)
             self._tell("refused", text=reason)
+            self._settle()
             text = str(first).removeprefix(f"{first.rule}: ")
             raise PolicyError(first.rule, f"{partner} refused: {text}")
         raise type(first)(f"{partner}: {first}")
