@@ -124,6 +124,7 @@ def _take_files(log: str) -> None:
 
 
 def _import_everything() -> None:
+
     import dovetail.cli.unlock
     import dovetail.coordinator.app
     import dovetail.flower.engine
