@@ -124,11 +124,14 @@ def _take_files(log: str) -> None:
 
 
 def _import_everything() -> None:
+    import dp_accounting.pld.privacy_loss_distribution  # noqa: F401
 
     import dovetail.cli.unlock
     import dovetail.coordinator.app
+    import dovetail.data.arrays
     import dovetail.flower.engine
     import dovetail.node.attending
+    import dovetail.node.runner
     import dovetail.node.worker_process  # noqa: F401
 
     gc.collect()
