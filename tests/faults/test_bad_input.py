@@ -18,7 +18,7 @@ from tests.faults import books
 from tests.faults.host import Host
 from tests.faults.trial import PARTNERS, Trial, eventually, request
 
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("bad input")]  # one after the other
+pytestmark = pytest.mark.long
 
 SECRET = "4711.17"
 """A value that no message may show."""

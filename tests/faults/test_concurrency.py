@@ -19,8 +19,6 @@ from tests.faults.host import Host
 from tests.faults.trial import CHEAP, PARTNERS, Trial, request
 from tests.samples import terms
 
-pytestmark = pytest.mark.xdist_group("kills")  # one host forks all their processes
-
 DELTA = 1e-3
 ANALYSTS = ("ann", "bob")
 FITS = 8

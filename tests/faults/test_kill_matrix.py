@@ -17,8 +17,6 @@ from tests.faults.host import Host
 from tests.faults.points import Doom, When
 from tests.faults.trial import PARTNERS, Trial, eventually, request
 
-pytestmark = pytest.mark.xdist_group("kills")  # one host forks all their processes
-
 
 @pytest.fixture(scope="module")
 def trial(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:

@@ -26,8 +26,6 @@ from tests.faults.trial import PARTNERS, RICH, Trial, tables
 from tests.node.homes import write_csv
 from tests.samples import SHARED_TASK, sharing_terms, tolerant_terms
 
-pytestmark = pytest.mark.xdist_group("kills")  # one host forks all their processes
-
 ROUNDS, IN_A_BLOCK, STRUCK = 5, 2, 3
 CHEAP = replace(SHARED_TASK, rounds=ROUNDS, noise_multiplier=4.0)
 OF_FOUR = ("brand", "cinema", "platform", "retailer")

@@ -19,8 +19,6 @@ from dovetail.simulation.report import ledger_lines
 from dovetail.simulation.results import select
 from dovetail.store.model import load_model
 
-pytestmark = pytest.mark.xdist_group("demo")  # one demo is shown to all
-
 TODAY = date(2024, 5, 1)
 NUMBERS = [c for c in complete_journey.schema().columns if isinstance(c, Number)]
 TELLING = next(c for c in NUMBERS if c.name == "baskets_84_days")

@@ -32,8 +32,6 @@ from dovetail.simulation.study import (
 from dovetail.simulation.study_file import read_study
 from dovetail.simulation.study_result import StudyResult
 
-pytestmark = pytest.mark.xdist_group("study run")  # one whole run is shown to all
-
 STUDY = Study(
     name="Small study",
     data=StudyData("synthetic", customers=500),

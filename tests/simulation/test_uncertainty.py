@@ -12,8 +12,6 @@ from dovetail.simulation import findings, metrics, uncertainty
 from dovetail.simulation.results import ALL, Comparison, Estimate, Measurement, Predictions
 from dovetail.simulation.uncertainty import RESAMPLES, Resamples, spread
 
-pytestmark = pytest.mark.xdist_group("uncertainty")  # the repeated studies are run once
-
 Floats = npt.NDArray[np.float64]
 
 
