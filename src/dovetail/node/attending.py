@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from dovetail.agreement.enrolment import require_coordinator
@@ -82,11 +83,25 @@ def attend(
         try:
             if kept.trusted.newest is not None:
                 session.prepare()
-            attendance.run(stop)
+            _run(attendance, stop)
         finally:
             stop.set()
             watcher.join()
             session.shut()
+
+
+def _run(attendance: Attendance, stop: threading.Event) -> None:
+    """Attends in a thread of its own.
+
+    Signals arrive in the main thread. One that struck it while gRPC closes a connection would be
+    lost there, and the node would not end.
+    """
+    with ThreadPoolExecutor(1, "dovetail-attend") as pool:
+        attending = pool.submit(attendance.run, stop)
+        try:
+            attending.result()
+        finally:
+            stop.set()
 
 
 def _welcomed(session: Session) -> Callable[[bytes, float], None]:
