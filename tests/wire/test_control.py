@@ -53,9 +53,11 @@ def test_who_stops_watching_is_known_to_have_left() -> None:
 
     class Endless(Clerk):
         def watch(self, peer: Peer, record: Record, cancelled: threading.Event) -> Iterator[Record]:
-            while not cancelled.wait(0.001):
-                yield {}
-            left.set()
+            try:
+                while not cancelled.wait(0.001):
+                    yield {}
+            finally:  # asked for the next event, or never asked again
+                left.set()
 
     with meeting({}, clerk=Endless()) as coordinator, client(coordinator) as control:
         events = control.watch({})
